@@ -1,0 +1,182 @@
+"""The typed values that cross layers: counts, covariates, and both together.
+
+Counts stay sparse from the file to the loss. A :class:`CountBlock` holds the rows of a minibatch in
+compressed sparse row form; a :class:`Design` holds what is known about the cells besides their counts;
+a :class:`Batch` is both. All three are immutable: a counterfactual is a new ``Design``, not a flag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from countvi.typing import Cells, CellsGenes, Codes
+
+RNA = "rna"
+"""Name of the modality in models that have one."""
+
+
+class Factor(NamedTuple):
+    """A categorical covariate as a model sees it: where its codes are, and how many levels it has."""
+
+    column: int
+    """Column of :attr:`Design.codes`."""
+    n_levels: int
+    """Number of categories; codes run from 0 to ``n_levels - 1``."""
+
+
+@dataclass(frozen=True, eq=False)
+class CountBlock:
+    """Rows of a sparse count matrix (compressed sparse rows, explicit zeros allowed).
+
+    Parameters
+    ----------
+    values
+        Stored entries, shape ``(nonzeros,)``, floating point.
+    columns
+        Feature of each entry, shape ``(nonzeros,)``, int64; distinct within a row.
+    offsets
+        Row ``i`` owns entries ``offsets[i]:offsets[i + 1]``, shape ``(cells + 1,)``, int64.
+    n_features
+        Number of columns of the matrix.
+    """
+
+    values: Tensor
+    columns: Tensor
+    offsets: Tensor
+    n_features: int
+
+    @property
+    def n_cells(self) -> int:
+        """Number of rows."""
+        return self.offsets.shape[0] - 1
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Row of each entry, shape ``(nonzeros,)``, int64."""
+        lengths = self.offsets[1:] - self.offsets[:-1]
+        index = torch.arange(self.n_cells, device=self.offsets.device)
+        return torch.repeat_interleave(index, lengths, output_size=self.values.shape[0])
+
+    @cached_property
+    def flat_index(self) -> Tensor:
+        """Position of each entry in the row-major dense matrix, shape ``(nonzeros,)``, int64."""
+        return self.rows * self.n_features + self.columns
+
+    def totals(self) -> Cells:
+        """Sum of each row, shape ``(cells,)``."""
+        return self.sum_rows(self.values)
+
+    def sum_rows(self, entries: Tensor) -> Tensor:
+        """Sum numbers that stand at the stored entries over each row.
+
+        Parameters
+        ----------
+        entries
+            Shape ``(*samples, nonzeros)``.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(*samples, cells)``.
+        """
+        out = entries.new_zeros((*entries.shape[:-1], self.n_cells))
+        return out.index_add(-1, self.rows, entries)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> CountBlock:
+        """Apply a function with ``function(0) = 0`` to the stored entries."""
+        return dataclasses.replace(self, values=function(self.values))
+
+    def to_dense(self) -> CellsGenes:
+        """Return the dense matrix, shape ``(cells, n_features)``."""
+        dense = self.values.new_zeros(self.n_cells * self.n_features)
+        return dense.index_add(0, self.flat_index, self.values).view(self.n_cells, self.n_features)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CountBlock:
+        """Move to a device, and cast the stored entries."""
+        return CountBlock(
+            values=self.values.to(device=device, dtype=dtype),
+            columns=self.columns.to(device=device),
+            offsets=self.offsets.to(device=device),
+            n_features=self.n_features,
+        )
+
+    @classmethod
+    def from_dense(cls, dense: Tensor) -> CountBlock:
+        """Build from a dense matrix of shape ``(cells, features)``."""
+        rows, columns = dense.nonzero(as_tuple=True)
+        lengths = torch.bincount(rows, minlength=dense.shape[0])
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        return cls(values=dense[rows, columns], columns=columns, offsets=offsets, n_features=dense.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """What is known about the cells of a minibatch besides their counts.
+
+    Each categorical covariate is stored once, as one column of codes; a model's parts name the columns they
+    use by :class:`Factor`. So one column (the batch, say) can serve several purposes, and a counterfactual
+    replaces it for all of them.
+
+    Parameters
+    ----------
+    codes
+        Integer codes of the categorical covariates, shape ``(cells, columns)``, int64.
+    continuous
+        Continuous covariates, shape ``(cells, n_continuous)``.
+    size_factor
+        Size factors given by the user, shape ``(cells,)``, or ``None``.
+    """
+
+    codes: Codes
+    continuous: Tensor
+    size_factor: Tensor | None = None
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.codes.shape[0]
+
+    def levels(self, factor: Factor) -> Tensor:
+        """Codes of one covariate, shape ``(cells,)``."""
+        return self.codes[:, factor.column]
+
+    def with_level(self, column: int, code: int) -> Design:
+        """Return the design in which every cell has one category of one covariate."""
+        codes = self.codes.clone()
+        codes[:, column] = code
+        return dataclasses.replace(self, codes=codes)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Design:
+        """Move to a device, and cast the numbers that are not codes."""
+        return Design(
+            codes=self.codes.to(device=device),
+            continuous=self.continuous.to(device=device, dtype=dtype),
+            size_factor=None if self.size_factor is None else self.size_factor.to(device=device, dtype=dtype),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A minibatch of cells: counts per modality, and the design."""
+
+    counts: Mapping[str, CountBlock]
+    design: Design
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.design.n_cells
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
+        """Move to a device, and cast everything that is not a code or an index."""
+        return Batch(
+            counts={name: block.to(device, dtype) for name, block in self.counts.items()},
+            design=self.design.to(device, dtype),
+        )

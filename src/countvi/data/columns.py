@@ -1,0 +1,171 @@
+"""Columns of ``adata.obs`` as a model uses them: categories, codes, numbers. Everything is read, nothing written."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from countvi.data.registry import Category, Column, category_key, plain
+from countvi.errors import DataError, MismatchError, UnknownNameError, did_you_mean, shorten
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
+    """Return one column of ``adata.obs``.
+
+    Parameters
+    ----------
+    adata
+        The data.
+    key
+        Name of the column.
+    argument
+        What the column was asked for as, for the message.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such column.
+    DataError
+        If there are several.
+    """
+    known = [str(name) for name in adata.obs.columns]
+    if key not in adata.obs.columns:
+        has = f"it has {shorten(known, limit=10)}" if known else "it has no columns"
+        message = f"{argument}: adata.obs has no column {key!r}; {has}.{did_you_mean(key, known)}"
+        raise UnknownNameError(message)
+    column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        message = f"{argument}: adata.obs has {column.shape[1]} columns named {key!r}; names must be distinct."
+        raise DataError(message)
+    return column
+
+
+def categories_of(values: pd.Series, key: str) -> tuple[Category, ...]:
+    """Return the categories that occur: in the order of a categorical column, otherwise sorted.
+
+    Raises
+    ------
+    DataError
+        If values are missing, or are not text, numbers or booleans.
+    """
+    _check_missing(values, key)
+    coded = pd.Categorical(values)
+    categories: list[Any] = [plain(coded.categories[code]) for code in np.unique(coded.codes)]
+    for category in categories:
+        if type(category) not in (str, int, float, bool) or (type(category) is float and not math.isfinite(category)):
+            message = (
+                f"obs[{key!r}] has the category {category!r} of type {type(category).__name__}; a category must be "
+                f"text, a finite number or a boolean. Use `adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
+            )
+            raise DataError(message)
+    return tuple(categories)
+
+
+def codes_of(values: pd.Series, column: Column) -> NDArray[np.int64]:
+    """Return the code of each cell's category, matched by value, shape ``(cells,)``.
+
+    Raises
+    ------
+    DataError
+        If values are missing.
+    MismatchError
+        If there are categories that the model does not know.
+    """
+    assert column.key is not None
+    _check_missing(values, column.key)
+    coded = pd.Categorical(values)
+    known = column.codes()
+    table = np.full(len(coded.categories), -1, dtype=np.int64)
+    unseen = []
+    for code in np.unique(coded.codes):
+        category = coded.categories[code]
+        table[code] = known.get(category_key(category), -1)
+        if table[code] < 0:
+            unseen.append(plain(category))
+    if unseen:
+        n_cells = int((table[coded.codes] < 0).sum())
+        hint = did_you_mean(unseen[0], column.categories) if len(unseen) == 1 else ""
+        message = (
+            f"obs[{column.key!r}] ({column.role}) has {len(unseen)} "
+            f"{'category' if len(unseen) == 1 else 'categories'} in {n_cells:,} cells that the model does not know: "
+            f"{_list(unseen)}. It knows {_list(column.categories)}.{hint} Rename them to known categories; data with "
+            "new categories need query mapping, which adds the categories to the model and trains it further."
+        )
+        raise MismatchError(message)
+    return table[coded.codes]
+
+
+def continuous_of(values: pd.Series, key: str) -> NDArray[np.float32]:
+    """Return a continuous covariate, shape ``(cells,)``.
+
+    Raises
+    ------
+    DataError
+        If the column is not numeric, or not finite in float32.
+    """
+    numbers = _numbers(values, key, "A continuous covariate")
+    bad = ~np.isfinite(numbers)
+    if bad.any():
+        message = (
+            f"obs[{key!r}] has {int(bad.sum()):,} NaN or infinite values (first in cell "
+            f"{str(values.index[int(np.argmax(bad))])!r}); a continuous covariate must be finite. "
+            "Remove these cells or fill in the values."
+        )
+        raise DataError(message)
+    return numbers
+
+
+def size_factor_of(values: pd.Series, key: str) -> NDArray[np.float32]:
+    """Return size factors, shape ``(cells,)``.
+
+    Raises
+    ------
+    DataError
+        If the column is not numeric, or not finite and positive in float32.
+    """
+    numbers = _numbers(values, key, "A size factor")
+    bad = ~(np.isfinite(numbers) & (numbers > 0))
+    if bad.any():
+        first = int(np.argmax(bad))
+        message = (
+            f"obs[{key!r}] has {int(bad.sum()):,} values that are not finite and positive (first: {values.iloc[first]} "
+            f"in cell {str(values.index[first])!r}); size factors must be. Remove these cells or correct the values."
+        )
+        raise DataError(message)
+    return numbers
+
+
+def _list(categories: Any, limit: int = 10) -> str:
+    # repr, because '1' and 1 are two categories
+    shown = ", ".join(repr(category) for category in categories[:limit])
+    rest = len(categories) - limit
+    return f"{shown} and {rest:,} more" if rest > 0 else shown
+
+
+def _check_missing(values: pd.Series, key: str) -> None:
+    n_missing = int(values.isna().sum())
+    if n_missing:
+        message = (
+            f"obs[{key!r}] is missing (NaN) in {n_missing:,} of {len(values):,} cells; every cell needs a category. "
+            f"Remove these cells, `adata = adata[adata.obs[{key!r}].notna()].copy()`, or name their group, "
+            f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(object).fillna('unknown')`."
+        )
+        raise DataError(message)
+
+
+def _numbers(values: pd.Series, key: str, what: str) -> NDArray[np.float32]:
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        message = (
+            f"{what} must be numeric; obs[{key!r}] has dtype {values.dtype}. Convert it with "
+            f"`adata.obs[{key!r}] = pd.to_numeric(adata.obs[{key!r}])`, or pass it as a categorical covariate."
+        )
+        raise DataError(message)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is reported as such
+        return values.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)

@@ -1,0 +1,249 @@
+"""An AnnData read the way a model was set up: genes by name, categories by value."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from countvi.batch import Batch, CountBlock, Design
+from countvi.data.columns import codes_of, continuous_of, obs_column, size_factor_of
+from countvi.data.registry import Modality, Registry
+from countvi.data.rows import ColumnMap
+from countvi.data.setup import check_shape
+from countvi.data.source import CountSource, open_source
+from countvi.data.validate import CountSummary, summarize
+from countvi.errors import DataError, DataWarning, MismatchError, did_you_mean, shorten
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+_ENOUGH_SHARED = 0.8
+"""Share of the model's genes below which padding with zeros is worth a warning."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """An AnnData bound to a registry; made by :func:`bind`.
+
+    Parameters
+    ----------
+    registry
+        How the data are read.
+    sources
+        The count matrices by modality, features in the model's order.
+    codes
+        Codes of the categorical covariates, shape ``(cells, columns)``, int64.
+    continuous
+        Continuous covariates, shape ``(cells, n_continuous)``, float32.
+    size_factor
+        Size factors, shape ``(cells,)``, float32, or ``None``.
+    obs_names
+        Names of the cells.
+    """
+
+    registry: Registry
+    sources: Mapping[str, CountSource]
+    codes: Tensor
+    continuous: Tensor
+    size_factor: Tensor | None
+    obs_names: pd.Index
+    _summaries: dict[str, CountSummary] = field(default_factory=dict, repr=False)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.codes.shape[0]
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Read some cells.
+
+        Parameters
+        ----------
+        rows
+            Row numbers, shape ``(cells,)``, in any order, repeats allowed.
+        """
+        index = torch.from_numpy(np.array(rows, dtype=np.int64))
+        return Batch(
+            counts={name: source.take(rows) for name, source in self.sources.items()},
+            design=Design(
+                codes=self.codes[index],
+                continuous=self.continuous[index],
+                size_factor=None if self.size_factor is None else self.size_factor[index],
+            ),
+        )
+
+    def summary(self, modality: str) -> CountSummary:
+        """Return what one pass over the counts of a modality found; read once, then remembered.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is no such modality.
+        """
+        name = self.registry.modality(modality).name
+        if name not in self._summaries:
+            self._summaries[name] = summarize(self.sources[name])
+        return self._summaries[name]
+
+    def fingerprint(self) -> str:
+        """Return a hash of the shape, the feature names and every count, 32 hexadecimal digits.
+
+        It is that of the data as the model sees them: how the matrix is stored (sparse, dense, in a file), its
+        dtype, explicit zeros and the order of the genes make no difference; the order of the cells does.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for modality in self.registry.modalities:
+            header = [modality.name, str(self.n_cells), str(modality.n_features), *modality.feature_names]
+            digest.update("\0".join(header).encode())
+            for block in self.sources[modality.name].blocks():
+                digest.update(_hash_rows(block).astype("<u8").tobytes())
+        return digest.hexdigest()
+
+
+def bind(adata: AnnData, registry: Registry) -> Dataset:
+    """Read an AnnData the way a model was set up.
+
+    Genes are matched by name: another order is put right while reading, genes that the model does not have are
+    ignored. Categories are matched by value, whatever their dtype or order.
+
+    Parameters
+    ----------
+    adata
+        In memory or backed, a view or not; it is only read, and its counts are not copied if they are CSR.
+    registry
+        What the model was set up with.
+
+    Raises
+    ------
+    UnknownNameError
+        If a layer or a column of ``adata.obs`` is missing.
+    MismatchError
+        If genes of the model are missing, or there are categories that it does not know.
+    DataError
+        If the AnnData is empty, names genes twice, or a column cannot be used as what it is for.
+    """
+    check_shape(adata)
+    sources = {m.name: open_source(adata, m.location, _align(adata, m)) for m in registry.modalities}
+    codes = np.zeros((adata.n_obs, len(registry.columns)), dtype=np.int64)
+    for i, column in enumerate(registry.columns):
+        if column.key is not None:
+            codes[:, i] = codes_of(obs_column(adata, column.key, f"The model's {column.role} key"), column)
+    continuous = np.zeros((adata.n_obs, len(registry.continuous_keys)), dtype=np.float32)
+    for i, key in enumerate(registry.continuous_keys):
+        continuous[:, i] = continuous_of(obs_column(adata, key, "The model's continuous covariate key"), key)
+    size_factor = None
+    if registry.size_factor_key is not None:
+        key = registry.size_factor_key
+        size_factor = torch.from_numpy(size_factor_of(obs_column(adata, key, "The model's size factor key"), key))
+    return Dataset(
+        registry=registry,
+        sources=sources,
+        codes=torch.from_numpy(codes),
+        continuous=torch.from_numpy(continuous),
+        size_factor=size_factor,
+        obs_names=adata.obs_names.copy(),
+    )
+
+
+def prepare_query(adata: AnnData, registry: Registry) -> AnnData:
+    """Make an AnnData with a model's genes in the model's order, missing ones padded with zeros.
+
+    Parameters
+    ----------
+    adata
+        The query, cells x genes; it is only read.
+    registry
+        What the model was set up with.
+
+    Returns
+    -------
+    AnnData
+        In memory: the counts where the model looks for them (CSR, float32), ``obs`` and ``obsm``. Nothing else of
+        the query is carried over.
+
+    Raises
+    ------
+    DataError
+        If the query is empty, names genes twice, or has none of the model's genes.
+
+    Warns
+    -----
+    DataWarning
+        If it has fewer than 80 % of the model's genes.
+    """
+    check_shape(adata)
+    matrices = {}
+    for modality in registry.modalities:
+        names = modality.feature_names
+        n_shared = len(names) - len(_missing(adata, modality))
+        if n_shared == 0:
+            message = (
+                f"The query has none of the model's {len(names):,} genes. The model knows "
+                f"{shorten(names, limit=3)}, the query {shorten(list(adata.var_names), limit=3)}; are these "
+                "different kinds of names (symbols and Ensembl ids)?"
+            )
+            raise DataError(message)
+        if n_shared < _ENOUGH_SHARED * len(names):
+            message = (
+                f"The query has only {n_shared:,} of the model's {len(names):,} genes ({n_shared / len(names):.0%}); "
+                "the others are filled with zeros, which the model takes for measurements. Expect poor results; "
+                "better train a model on the genes that both have."
+            )
+            warnings.warn(message, DataWarning, stacklevel=2)
+        columns = ColumnMap.from_names(list(adata.var_names), names)
+        block = open_source(adata, modality.location, columns).take(np.arange(adata.n_obs))
+        matrix = sp.csr_matrix(
+            (block.values.numpy(), block.columns.numpy(), block.offsets.numpy()), shape=(adata.n_obs, len(names))
+        )
+        matrix.sort_indices()
+        matrices[modality.location] = matrix
+    obsm: dict[str, Any] = {key: value.copy() for key, value in adata.obsm.items()}
+    return anndata.AnnData(
+        X=matrices.pop("X", None),
+        obs=pd.DataFrame(adata.obs).copy(),
+        var=pd.DataFrame(index=pd.Index(registry.modalities[0].feature_names, dtype=object)),
+        obsm=obsm,
+        layers={location.removeprefix("layers/"): matrix for location, matrix in matrices.items()},
+    )
+
+
+def _missing(adata: AnnData, modality: Modality) -> list[str]:
+    present = set(adata.var_names)
+    return [name for name in modality.feature_names if name not in present]
+
+
+def _align(adata: AnnData, modality: Modality) -> ColumnMap | None:
+    missing = _missing(adata, modality)
+    if missing:
+        hint = did_you_mean(missing[0], adata.var_names) if len(missing) == 1 else ""
+        message = (
+            f"{len(missing):,} of the model's {modality.n_features:,} genes are missing from adata.var_names: "
+            f"{shorten(missing)}.{hint} `prepare_query_anndata` makes an AnnData with the model's genes, those "
+            "that are missing filled with zeros."
+        )
+        raise MismatchError(message)
+    return ColumnMap.from_names(list(adata.var_names), modality.feature_names)
+
+
+def _hash_rows(block: CountBlock) -> NDArray[np.uint64]:
+    """Hash each row by the sum of the hashes of its entries, which does not depend on their order."""
+    values = block.values.numpy()
+    key = (block.columns.numpy().astype(np.uint64) << np.uint64(32)) | values.view(np.uint32)
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    key = (key ^ (key >> np.uint64(31))) + np.uint64(0x9E3779B97F4A7C15)
+    key[values == 0] = 0
+    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(key, dtype=np.uint64)])
+    offsets = block.offsets.numpy()
+    return before[offsets[1:]] - before[offsets[:-1]]

@@ -1,0 +1,67 @@
+"""Which cells make up the minibatches. Reading them is :meth:`countvi.data.dataset.Dataset.batch`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from countvi.errors import OptionError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def even_batches(rows: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Cut rows into as few batches as ``batch_size`` allows, of sizes that differ by one at most.
+
+    No cell is left over alone, which batch normalisation could not use: batches of one cell occur only where
+    ``batch_size`` is 1 or there is one row in all. An odd number of rows in pairs is possible only with a batch
+    of three, the one case in which a batch is larger than ``batch_size``.
+
+    Parameters
+    ----------
+    rows
+        Row numbers, shape ``(cells,)``.
+    batch_size
+        Largest number of cells in a batch.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        The rows in their order, cut; empty if there are none.
+
+    Raises
+    ------
+    OptionError
+        If ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        message = f"batch_size must be at least 1; got {batch_size}."
+        raise OptionError(message)
+    n_rows = len(rows)
+    if n_rows == 0:
+        return []
+    n_batches = math.ceil(n_rows / batch_size)
+    if batch_size == 2:
+        n_batches = max(1, n_rows // 2)
+    return np.array_split(rows, n_batches)
+
+
+def epoch_batches(rows: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Shuffle rows and cut them into batches; a function of the arguments alone, so a resumed run sees the same.
+
+    Parameters
+    ----------
+    rows
+        Row numbers, shape ``(cells,)``.
+    batch_size
+        Largest number of cells in a batch, see :func:`even_batches`.
+    seed
+        Seed of the run, not negative.
+    epoch
+        Number of the epoch, from 0.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(epoch,))
+    return even_batches(np.random.default_rng(sequence).permutation(rows), batch_size)

@@ -1,0 +1,130 @@
+"""Compressed sparse rows as three numpy arrays: gathering, aligning, compressing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from countvi.batch import CountBlock
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_CHUNK = 1 << 22
+"""Entries looked at in one go where a whole matrix is read."""
+
+
+class Rows(NamedTuple):
+    """Compressed sparse rows: row ``i`` owns entries ``offsets[i]:offsets[i + 1]``."""
+
+    values: NDArray[Any]
+    columns: NDArray[Any]
+    offsets: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnMap:
+    """Which column of the model each column of a matrix is.
+
+    Parameters
+    ----------
+    lookup
+        Column of the model for each column of the matrix, ``-1`` where the model has none; distinct otherwise.
+    n_features
+        Number of columns of the model.
+    """
+
+    lookup: NDArray[np.int64]
+    n_features: int
+
+    @classmethod
+    def from_names(cls, names: Sequence[str], wanted: Sequence[str]) -> ColumnMap | None:
+        """Align columns by name; ``None`` where both are the same names in the same order."""
+        if len(names) == len(wanted) and all(a == b for a, b in zip(names, wanted, strict=True)):
+            return None
+        position = {name: i for i, name in enumerate(wanted)}
+        return cls(np.array([position.get(name, -1) for name in names], dtype=np.int64), len(wanted))
+
+    def apply(self, rows: Rows) -> Rows:
+        """Rename the columns, and drop the entries that the model has no column for."""
+        columns = self.lookup[rows.columns]
+        keep = columns >= 0
+        if keep.all():
+            return Rows(rows.values, columns, rows.offsets)
+        kept_before = np.concatenate([[0], np.cumsum(keep)])
+        return Rows(rows.values[keep], columns[keep], kept_before[rows.offsets])
+
+
+def gather(values: NDArray[Any], columns: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any]) -> Rows:
+    """Copy the entries of rows given by where they start and how many they are."""
+    offsets = np.zeros(len(starts) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    entries = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return Rows(values[entries], columns[entries], offsets)
+
+
+def to_block(rows: Rows, columns: ColumnMap | None, n_features: int) -> CountBlock:
+    """Align the columns of fresh rows, and hand them to torch."""
+    if columns is not None:
+        rows = columns.apply(rows)
+    return CountBlock(
+        values=torch.from_numpy(rows.values.astype(np.float32, copy=False)),
+        columns=torch.from_numpy(rows.columns.astype(np.int64, copy=False)),
+        offsets=torch.from_numpy(rows.offsets.astype(np.int64, copy=False)),
+        n_features=n_features,
+    )
+
+
+def runs(starts: NDArray[Any], ends: NDArray[Any], gap: int) -> list[tuple[int, int]]:
+    """Group increasing intervals so that those of one group are at most ``gap`` apart: first, last + 1."""
+    if len(starts) == 0:
+        return []
+    breaks = np.flatnonzero(starts[1:] - ends[:-1] > gap) + 1
+    return list(itertools.pairwise([0, *breaks.tolist(), len(starts)]))
+
+
+def compress(dense: NDArray[Any]) -> sp.csr_matrix:
+    """Convert to CSR in chunks of rows, so that the temporaries stay small beside the matrix."""
+    n_cells, n_features = dense.shape
+    step = max(1, _CHUNK // max(1, n_features))
+    values, columns, lengths = [np.empty(0, np.float32)], [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
+    for start in range(0, n_cells, step):
+        chunk = dense[start : start + step]
+        row, column = np.nonzero(chunk)
+        values.append(chunk[row, column].astype(np.float32))
+        columns.append(column.astype(np.int32))
+        lengths.append(np.bincount(row, minlength=len(chunk)))
+    offsets = np.cumsum(np.concatenate(lengths))
+    return sp.csr_matrix((np.concatenate(values), np.concatenate(columns), offsets), shape=dense.shape)
+
+
+def sum_repeats(rows: Rows, n_columns: int) -> Rows:
+    """Sum the entries of a fresh block that stand at the same place."""
+    matrix = sp.csr_matrix(
+        (rows.values.astype(np.float32, copy=False), rows.columns, rows.offsets),
+        shape=(len(rows.offsets) - 1, n_columns),
+    )
+    if matrix.has_canonical_format:
+        return rows
+    matrix.sum_duplicates()
+    return Rows(matrix.data, matrix.indices, matrix.indptr)
+
+
+def has_repeats(matrix: Any) -> bool:
+    """Return whether a row names a column twice (unsorted columns are fine), looking at chunks of rows."""
+    n_cells = matrix.shape[0]
+    step = max(1, _CHUNK * n_cells // max(1, matrix.nnz))
+    for start in range(0, n_cells, step):
+        chunk = matrix[start : start + step]
+        if not chunk.has_canonical_format:
+            chunk = chunk.copy()  # a slice shares the user's arrays, and sorting is in place
+            chunk.sort_indices()
+            if not chunk.has_canonical_format:
+                return True
+    return False

@@ -1,0 +1,251 @@
+"""Read all counts once, and say what is wrong with them and what to do."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import scipy.sparse as sp
+from anndata.abc import CSCDataset, CSRDataset
+
+from countvi.data.source import location_text
+from countvi.errors import DataError, DataWarning
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from countvi.batch import CountBlock
+    from countvi.data.registry import Modality
+    from countvi.data.source import CountSource
+
+_LOG_MAXIMUM = 20.0
+"""The logarithm of a count is below this: 2^20 and e^20 are more molecules than a cell has."""
+_SAMPLE = 1 << 16
+"""Entries looked at to say whether another matrix looks like raw counts."""
+
+
+@dataclass(frozen=True, eq=False)
+class CountSummary:
+    """What one pass over a count matrix found.
+
+    Parameters
+    ----------
+    n_cells, n_features
+        Shape of the matrix.
+    n_stored
+        Number of stored entries.
+    n_negative
+        Number of entries below 0.
+    n_nonfinite
+        Number of NaN and infinite entries.
+    n_fractional
+        Number of finite entries that are not whole numbers.
+    maximum
+        Largest finite entry, 0 if nothing is stored.
+    cell_totals
+        Sum of each row, shape ``(n_cells,)``, float64.
+    feature_totals
+        Sum of each column, shape ``(n_features,)``, float64.
+    first_negative, first_nonfinite
+        Row and column of the first such entry, or ``None``.
+    """
+
+    n_cells: int
+    n_features: int
+    n_stored: int
+    n_negative: int
+    n_nonfinite: int
+    n_fractional: int
+    maximum: float
+    cell_totals: NDArray[np.float64]
+    feature_totals: NDArray[np.float64]
+    first_negative: tuple[int, int] | None = None
+    first_nonfinite: tuple[int, int] | None = None
+
+    @cached_property
+    def n_empty_cells(self) -> int:
+        """Number of cells whose counts sum to 0."""
+        return int((self.cell_totals == 0).sum())
+
+    @cached_property
+    def n_empty_features(self) -> int:
+        """Number of features whose counts sum to 0."""
+        return int((self.feature_totals == 0).sum())
+
+    @property
+    def looks_log_transformed(self) -> bool:
+        """Whether most entries are fractional, none is negative and all are as small as logarithms."""
+        return self.n_fractional > self.n_stored / 2 and self.n_negative == 0 and self.maximum < _LOG_MAXIMUM
+
+
+def summarize(source: CountSource, size: int = 1024) -> CountSummary:
+    """Read all rows of a matrix once.
+
+    Parameters
+    ----------
+    source
+        The matrix.
+    size
+        Number of rows in memory at a time.
+    """
+    cell_totals: list[NDArray[Any]] = []
+    maximum = -np.inf
+    feature_totals = np.zeros(source.n_features)
+    n_stored = n_fractional = start = 0
+    n_bad = {"negative": 0, "nonfinite": 0}
+    first: dict[str, tuple[int, int] | None] = dict.fromkeys(n_bad)
+    for block in source.blocks(size):
+        values, columns = block.values.numpy(), block.columns.numpy()
+        finite = np.isfinite(values)
+        n_stored += len(values)
+        n_fractional += int((values[finite] != np.rint(values[finite])).sum())
+        maximum = max(maximum, float(values[finite].max(initial=-np.inf)))
+        for name, bad in (("negative", values < 0), ("nonfinite", ~finite)):
+            if bad.any():
+                n_bad[name] += int(bad.sum())
+                first[name] = first[name] or _first(block, bad, start)
+        rows = block.rows.numpy()
+        cell_totals.append(np.bincount(rows, weights=values, minlength=block.n_cells))
+        feature_totals += np.bincount(columns, weights=values, minlength=source.n_features)
+        start += block.n_cells
+    return CountSummary(
+        n_cells=source.n_cells,
+        n_features=source.n_features,
+        n_stored=n_stored,
+        n_negative=n_bad["negative"],
+        n_nonfinite=n_bad["nonfinite"],
+        n_fractional=n_fractional,
+        maximum=maximum if np.isfinite(maximum) else 0.0,
+        cell_totals=np.concatenate(cell_totals).astype(np.float64),
+        feature_totals=feature_totals,
+        first_negative=first["negative"],
+        first_nonfinite=first["nonfinite"],
+    )
+
+
+def check_counts(
+    summary: CountSummary,
+    adata: AnnData,
+    modality: Modality,
+    *,
+    allow_negative: bool = False,
+    allow_fractional: bool = False,
+) -> None:
+    """Refuse counts that no model can use, and warn of those that are probably not meant.
+
+    Parameters
+    ----------
+    summary
+        What :func:`summarize` found.
+    adata
+        Where the counts come from, for names and for other matrices that could have been meant.
+    modality
+        Which counts they are.
+    allow_negative, allow_fractional
+        Accept numbers that are not counts (the normal likelihood).
+
+    Raises
+    ------
+    DataError
+        If there are NaN, infinite or negative entries.
+
+    Warns
+    -----
+    DataWarning
+        If entries are not whole numbers, or if cells or features are all zero.
+    """
+    where = location_text(modality.location)
+    if summary.n_nonfinite:
+        message = (
+            f"{where} has {summary.n_nonfinite:,} NaN or infinite values, the first in "
+            f"{_place(summary.first_nonfinite, adata, modality)}; counts must be finite. If they stand for missing "
+            "measurements, remove these cells or genes; otherwise check how the matrix was made."
+        )
+        raise DataError(message)
+    if summary.n_negative and not allow_negative:
+        message = (
+            f"{where} has {summary.n_negative:,} negative values, the first in "
+            f"{_place(summary.first_negative, adata, modality)}; counts must not be negative (is it scaled data?). "
+            f"{_advice(adata, modality)}"
+        )
+        raise DataError(message)
+    if summary.n_fractional and not allow_fractional:
+        shape = "and looks log-transformed " if summary.looks_log_transformed else ""
+        message = (
+            f"{where} has {summary.n_fractional:,} values that are not whole numbers {shape}"
+            f"(max {summary.maximum:.1f}); raw counts are expected. {_advice(adata, modality)}"
+        )
+        warnings.warn(message, DataWarning, stacklevel=2)
+    if summary.n_empty_cells and not summary.n_negative:
+        message = (
+            f"{summary.n_empty_cells:,} of {summary.n_cells:,} cells have no counts in {where}: nothing can be learned "
+            f"from them. Remove them with {_filter(modality.location, 'cells')}."
+        )
+        warnings.warn(message, DataWarning, stacklevel=2)
+    if summary.n_empty_features and not summary.n_negative:
+        message = (
+            f"{summary.n_empty_features:,} of {summary.n_features:,} genes have no counts in {where}: they cost time "
+            f"and tell nothing. Remove them with {_filter(modality.location, 'genes')}."
+        )
+        warnings.warn(message, DataWarning, stacklevel=2)
+
+
+def _first(block: CountBlock, bad: NDArray[np.bool_], start: int) -> tuple[int, int]:
+    entry = int(np.argmax(bad))
+    return start + int(block.rows[entry]), int(block.columns[entry])
+
+
+def _place(place: tuple[int, int] | None, adata: AnnData, modality: Modality) -> str:
+    assert place is not None
+    cell, feature = place
+    return f"cell {str(adata.obs_names[cell])!r}, gene {modality.feature_names[feature]!r}"
+
+
+def _filter(location: str, axis: str) -> str:
+    if location == "X":
+        return f"`sc.pp.filter_{axis}(adata, min_counts=1)`"
+    sums = location_text(location)
+    if axis == "cells":
+        return f"`adata = adata[np.asarray({sums}.sum(axis=1)).ravel() > 0].copy()`"
+    return f"`adata = adata[:, np.asarray({sums}.sum(axis=0)).ravel() > 0].copy()`"
+
+
+def _advice(adata: AnnData, modality: Modality) -> str:
+    """Name the other matrices of the AnnData that look like raw counts, and how to choose them."""
+    found = []
+    if modality.location != "X" and _looks_raw(adata.X):
+        found.append("adata.X looks like raw integer counts: pass layer=None")
+    found += [
+        f"adata.layers[{key!r}] looks like raw integer counts: pass layer={key!r}"
+        for key in adata.layers
+        if modality.location != f"layers/{key}" and _looks_raw(adata.layers[key])
+    ]
+    if adata.raw is not None and _looks_raw(adata.raw.X):
+        found.append(
+            "adata.raw.X looks like raw integer counts: "
+            "`adata.layers['counts'] = adata.raw[:, adata.var_names].X`, then pass layer='counts'"
+        )
+    if not found:
+        return "No other matrix of this AnnData looks like raw counts."
+    return "; ".join(found) + "."
+
+
+def _looks_raw(matrix: Any) -> bool:
+    if sp.issparse(matrix):
+        sample = matrix.data[:_SAMPLE]
+    elif isinstance(matrix, CSRDataset | CSCDataset):
+        stored: Any = matrix
+        sample = stored.group["data"][:_SAMPLE]
+    elif isinstance(matrix, np.ndarray | h5py.Dataset):
+        sample = matrix[: max(1, _SAMPLE // max(1, matrix.shape[1]))]
+    else:
+        return False
+    sample = np.asarray(sample)
+    if sample.dtype.kind not in "iuf" or not sample.any():
+        return False
+    return bool(np.isfinite(sample).all() and (sample >= 0).all() and (sample == np.rint(sample)).all())

@@ -1,0 +1,99 @@
+"""Rows, genes and batches as users name them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from countvi.data import Registry
+from countvi.errors import MismatchError, OptionError, UnknownNameError, did_you_mean, shorten
+
+Indices = Sequence[int] | Sequence[bool] | np.ndarray | pd.Series | slice | None
+"""Rows: numbers, a mask, a slice, or ``None`` for all."""
+
+
+def resolve_rows(indices: Indices, obs_names: pd.Index) -> np.ndarray:
+    """Return row numbers, int64, in the order given.
+
+    Raises
+    ------
+    MismatchError
+        If a mask has another length than the data, or a row does not exist.
+    OptionError
+        If the values are neither numbers nor booleans.
+    """
+    n_cells = len(obs_names)
+    if indices is None:
+        return np.arange(n_cells)
+    if isinstance(indices, slice):
+        return np.arange(n_cells)[indices]
+    values = np.asarray(indices)
+    if values.ndim != 1:
+        message = f"indices must be one-dimensional; got shape {values.shape}."
+        raise MismatchError(message)
+    if values.dtype == bool:
+        if len(values) != n_cells:
+            message = f"A mask of cells must have one entry per cell ({n_cells:,}); got {len(values):,}."
+            raise MismatchError(message)
+        return np.flatnonzero(values)
+    if len(values) and not np.issubdtype(values.dtype, np.integer):
+        message = f"indices must be row numbers or a boolean mask; got {values.dtype}. For names, use adata.obs_names.get_indexer(names)."
+        raise OptionError(message)
+    values = values.astype(np.int64)
+    outside = values[(values < -n_cells) | (values >= n_cells)]
+    if len(outside):
+        message = (
+            f"indices holds {len(outside):,} rows that do not exist, such as {outside[0]}; there are {n_cells:,} cells."
+        )
+        raise MismatchError(message)
+    return np.where(values < 0, values + n_cells, values)
+
+
+def resolve_genes(gene_list: Sequence[str] | np.ndarray | None, names: Sequence[str]) -> np.ndarray | None:
+    """Return column numbers of genes in the order given; a boolean mask is accepted too.
+
+    Raises
+    ------
+    UnknownNameError
+        If a gene does not exist, with the closest that do.
+    """
+    if gene_list is None:
+        return None
+    wanted = np.asarray([gene_list] if isinstance(gene_list, str) else gene_list)
+    if wanted.dtype == bool:
+        if wanted.shape != (len(names),):
+            message = f"A mask of genes must have one entry per gene ({len(names):,}); got shape {wanted.shape}."
+            raise MismatchError(message)
+        return np.flatnonzero(wanted)
+    columns = pd.Index(names).get_indexer(pd.Index(wanted.astype(str)))
+    unknown = wanted[columns < 0]
+    if len(unknown):
+        message = f"{len(unknown):,} of {len(wanted):,} genes are not in the model: {shorten(unknown)}.{did_you_mean(unknown[0], names)}"
+        raise UnknownNameError(message)
+    return columns.astype(np.int64)
+
+
+def resolve_batches(transform_batch: Any, registry: Registry) -> list[tuple[int, int] | None]:
+    """Return counterfactuals as (column, code) pairs; ``[None]`` leaves every cell in its own batch.
+
+    Parameters
+    ----------
+    transform_batch
+        ``None``, a category of the batch, or a list of categories to average over.
+
+    Raises
+    ------
+    UnknownNameError
+        If a category does not exist, with those that do.
+    """
+    if transform_batch is None:
+        return [None]
+    many = isinstance(transform_batch, (list, tuple, np.ndarray, pd.Index, pd.Series))
+    batches = list(transform_batch) if many else [transform_batch]
+    if not batches:
+        message = "transform_batch is an empty list; name at least one batch, or pass None for each cell's own."
+        raise OptionError(message)
+    return [None if batch is None else (0, registry.code_of(0, batch)) for batch in batches]

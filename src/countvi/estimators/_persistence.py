@@ -1,0 +1,123 @@
+"""From an estimator to a model folder and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from countvi import data as data_layer
+from countvi import files
+from countvi.errors import DataWarning, FileFormatError, shorten
+from countvi.train import Row
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from countvi.estimators._base import CountEstimator
+
+    E = TypeVar("E", bound=CountEstimator)
+
+ADATA_FILE = "adata.h5ad"
+"""Data saved beside a model."""
+_SPLIT = "split."
+_PACKAGES = ("countvi", "torch", "numpy", "scipy", "anndata")
+
+
+def save(model: CountEstimator, path: str | Path, *, overwrite: bool) -> None:
+    """Write a model folder."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
+    if model._split is not None:
+        parts = dataclasses.asdict(model._split)
+        tensors |= {f"{_SPLIT}{name}": torch.from_numpy(rows.copy()) for name, rows in parts.items()}
+    manifest = files.Manifest(
+        model_class=type(model).__name__,
+        init_args=model._init_args,
+        registry=model.registry.to_json(),
+        history=pd.DataFrame(model._rows).to_dict("list"),  # type: ignore[arg-type]
+        split=model._split is not None,
+        seed=model.seed,
+        versions={
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        data_fingerprint=model._fingerprint,
+        is_trained=model.is_trained,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    files.write_model(path, manifest, tensors, overwrite=overwrite)
+
+
+def load(model_class: type[E], path: str | Path, adata: AnnData | Literal[False] | None, device: str) -> E:
+    """Read a model folder."""
+    manifest, tensors = files.read_model(path)
+    if manifest.model_class != model_class.__name__:
+        message = (
+            f"{path} holds a {manifest.model_class}, not a {model_class.__name__}. Load it with "
+            f"countvi.{manifest.model_class}.load(...)."
+        )
+        raise FileFormatError(message)
+    saved = Path(path) / ADATA_FILE
+    if adata is None and saved.exists():
+        import anndata
+
+        adata = anndata.read_h5ad(saved)
+    registry = data_layer.Registry.from_json(manifest.registry)
+    model = model_class._restore(None if adata is False else adata, registry, manifest.init_args, manifest.seed or 0)
+    load_weights(model.module, {name: t for name, t in tensors.items() if not name.startswith(_SPLIT)}, path)
+    model._rows = _rows(manifest.history)
+    model.is_trained = manifest.is_trained
+    model._fingerprint = manifest.data_fingerprint
+    split = {name.removeprefix(_SPLIT): rows.numpy() for name, rows in tensors.items() if name.startswith(_SPLIT)}
+    if split:
+        model._split = _known_split(model, data_layer.Split(**split))
+    model.to_device(device)
+    return model
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Fill a model with saved weights.
+
+    Raises
+    ------
+    FileFormatError
+        If names or shapes differ from what the model has.
+    """
+    expected = module.state_dict()
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or extra:
+        message = (
+            f"{path} does not fit the model it describes: "
+            f"{'no weights for ' + shorten(missing) if missing else 'unknown weights ' + shorten(extra)}."
+        )
+        raise FileFormatError(message)
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
+            message = f"{path}: {name} has shape {tuple(weights[name].shape)}; the model it describes needs {tuple(tensor.shape)}."
+            raise FileFormatError(message)
+    module.load_state_dict(weights)
+
+
+def _rows(history: dict[str, list[Any]]) -> list[Row]:
+    table = pd.DataFrame(history, dtype=float)
+    return [{str(name): value for name, value in row.items() if pd.notna(value)} for row in table.to_dict("records")]
+
+
+def _known_split(model: CountEstimator, split: data_layer.Split) -> data_layer.Split | None:
+    """The saved split, unless the data at hand are other data."""
+    if model._data is None or model._data.fingerprint() == model._fingerprint:
+        return split
+    message = (
+        "These are not the data this model was trained on, so its split into training and held-out cells does not apply; "
+        "the next train() draws a new one."
+    )
+    warnings.warn(message, DataWarning, stacklevel=4)
+    return None

@@ -1,0 +1,251 @@
+"""Read-outs of the models that have RNA: what SCVI and its relatives share."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from countvi import query, seeding
+from countvi.batch import RNA
+from countvi.errors import OptionError
+from countvi.estimators import _training
+from countvi.estimators._base import CountEstimator
+from countvi.estimators._indices import Indices, resolve_batches, resolve_genes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from scipy.sparse import csr_array
+
+
+class RNAEstimator(CountEstimator, ABC):
+    """Base of the estimators with one RNA modality."""
+
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        transform_batch: Any = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1.0,
+        n_samples: int = 1,
+        n_samples_overall: int | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        *,
+        use_z_mean: bool = False,
+        out: Any = None,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> pd.DataFrame | np.ndarray:
+        r"""Return denoised expression, the posterior mean of :math:`\ell' \rho`.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            Which cells; see :meth:`get_latent_representation`.
+        transform_batch
+            Decode every cell as if it came from this batch; a list averages over batches; ``None`` leaves each in its
+            own, so the result then still carries batch effects.
+        gene_list
+            Genes to return, in this order.
+        library_size
+            Total that the expression of a cell is scaled to, or ``"latent"`` for the cell's own: expected counts. (With
+            size factors the decoder is a softplus, and rows sum to ``library_size`` only roughly.)
+        n_samples
+            Posterior draws per cell.
+        n_samples_overall
+            Instead: draw so many cells with replacement, one posterior draw each.
+        return_mean
+            Average over draws, or keep them.
+        return_numpy
+            Return an array rather than a data frame; forced by ``return_mean=False`` with several samples.
+        use_z_mean
+            Decode the posterior mean of z instead of draws: fast, without noise, slightly biased.
+        out
+            An array-like of the right shape to write to (NumPy, zarr, h5py, memmap); it is returned.
+        seed
+            Of the draws.
+
+        Returns
+        -------
+        DataFrame or numpy.ndarray
+            ``(cells, genes)``; ``(n_samples, cells, genes)`` with ``return_mean=False`` and several samples;
+            ``(n_samples_overall, genes)`` with that argument.
+        """
+        cells = self._cells(adata, indices, batch_size)
+        names = np.asarray(self.registry.modality(RNA).feature_names, dtype=object)
+        genes = resolve_genes(gene_list, names)
+        _training.check_size("n_samples", n_samples)
+        common: dict[str, Any] = {
+            "modality": RNA,
+            "genes": genes,
+            "counterfactuals": resolve_batches(transform_batch, self.registry),
+            "library_size": _library_scale(library_size),
+            "seed": seed,
+        }
+        if n_samples_overall is not None:
+            _training.check_size("n_samples_overall", n_samples_overall)
+            values = query.sampled_expression(
+                self.module, cells, n_samples_overall=n_samples_overall, out=out, **common
+            )
+        else:
+            values = query.normalized_expression(
+                self.module,
+                cells,
+                n_samples=n_samples,
+                return_mean=return_mean,
+                use_z_mean=use_z_mean,
+                out=out,
+                **common,
+            )
+        if return_numpy or out is not None or values.ndim == 3:
+            return values
+        index = None if n_samples_overall is not None else self._obs_names(adata)[cells.rows]
+        return pd.DataFrame(values, index=index, columns=names if genes is None else names[genes])
+
+    def get_likelihood_parameters(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        *,
+        n_samples: int = 1,
+        give_mean: bool = False,
+        batch_size: int | None = None,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> dict[str, np.ndarray]:
+        """Return the parameters of each count's distribution.
+
+        Returns
+        -------
+        dict
+            ``"mean"``: of the negative binomial (before dropout), Poisson or normal; ``"dispersions"``: inverse
+            dispersion theta, where there is one; ``"dropout"``: probability, with zero inflation. Shape ``(cells,
+            genes)``, or ``(n_samples, cells, genes)`` for several samples without ``give_mean``.
+        """
+        _training.check_size("n_samples", n_samples)
+        cells = self._cells(adata, indices, batch_size)
+        return query.likelihood_parameters(self.module, cells, n_samples=n_samples, give_mean=give_mean, seed=seed)
+
+    def get_latent_library_size(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        *,
+        give_mean: bool = True,
+        batch_size: int | None = None,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> np.ndarray:
+        """Return library sizes, shape ``(cells, 1)``: inferred (posterior mean, or a draw), observed, or the size factors."""
+        cells = self._cells(adata, indices, batch_size)
+        return query.library_size(self.module, cells, give_mean=give_mean, seed=seed)
+
+    def posterior_predictive_sample(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        *,
+        transform_batch: Any = None,
+        n_samples: int = 1,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> csr_array | np.ndarray | list[csr_array] | list[np.ndarray]:
+        """Draw new counts for each cell from the fitted model.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, gene_list
+            Which cells and genes; see :meth:`get_normalized_expression`.
+        transform_batch
+            One batch to simulate every cell in; ``None`` for its own.
+        n_samples
+            Data sets to draw.
+        seed
+            Of the draws.
+
+        Returns
+        -------
+        scipy.sparse.csr_array
+            Shape ``(cells, genes)``; a list of ``n_samples`` of them for several samples. Dense for a normal
+            likelihood.
+        """
+        _training.check_size("n_samples", n_samples)
+        counterfactuals = resolve_batches(transform_batch, self.registry)
+        if len(counterfactuals) > 1:
+            message = "Counts are drawn in one batch at a time: the mean of draws from several batches is not a draw. Pass one."
+            raise OptionError(message)
+        samples = query.posterior_predictive(
+            self.module,
+            self._cells(adata, indices, batch_size),
+            modality=RNA,
+            genes=resolve_genes(gene_list, self.registry.modality(RNA).feature_names),
+            counterfactual=counterfactuals[0],
+            n_samples=n_samples,
+            seed=seed,
+        )
+        return samples[0] if n_samples == 1 else samples
+
+    def get_feature_correlation_matrix(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        *,
+        n_samples: int = 10,
+        batch_size: int | None = None,
+        rna_size_factor: float = 1_000.0,
+        transform_batch: Any = None,
+        correlation_type: Literal["spearman", "pearson"] = "spearman",
+        gene_list: Sequence[str] | None = None,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> pd.DataFrame:
+        """Return gene-gene correlations of denoised expression, with the biological overdispersion but without sampling
+        noise.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, gene_list
+            Which cells and genes; see :meth:`get_normalized_expression`.
+        n_samples
+            Draws per cell.
+        rna_size_factor
+            Total that expression is scaled to before the gamma draws.
+        transform_batch
+            As in :meth:`get_normalized_expression`; a list averages the matrices.
+        correlation_type
+            ``"spearman"`` or ``"pearson"``.
+        seed
+            Of the draws.
+
+        Returns
+        -------
+        DataFrame
+            Genes x genes.
+        """
+        _training.check_size("n_samples", n_samples)
+        names = np.asarray(self.registry.modality(RNA).feature_names, dtype=object)
+        genes = resolve_genes(gene_list, names)
+        matrix = query.feature_correlation(
+            self.module,
+            self._cells(adata, indices, batch_size),
+            genes=genes,
+            rna_size_factor=rna_size_factor,
+            counterfactuals=resolve_batches(transform_batch, self.registry),
+            n_samples=n_samples,
+            correlation=correlation_type,
+            seed=seed,
+        )
+        names = names if genes is None else names[genes]
+        return pd.DataFrame(matrix, index=names, columns=names)
+
+
+def _library_scale(library_size: Any) -> float | None:
+    if library_size == "latent":
+        return None
+    if isinstance(library_size, (int, float, np.number)) and np.isfinite(library_size) and library_size > 0:
+        return float(library_size)
+    message = f"library_size must be a positive number or 'latent'; got {library_size!r}."
+    raise OptionError(message)

@@ -1,0 +1,251 @@
+"""Behind ``train``: the split, the device, and errors in the user's words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from countvi.data import Dataset, Split, make_split, split_from_indices
+from countvi.errors import NonFiniteError, OptionError
+from countvi.estimators._feed import DatasetFeed
+from countvi.models._base import CountModel
+from countvi.train import (
+    Callback,
+    EarlyStopping,
+    Feed,
+    FitResult,
+    LoopConfig,
+    NonFiniteStep,
+    TrainingPlan,
+    default_max_epochs,
+    fit,
+)
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """Which cells a user wants held out.
+
+    Parameters
+    ----------
+    train_size, validation_size
+        Shares of the cells; ``None`` for 0.9 and for what is left.
+    shuffle
+        Draw the split at random rather than by position.
+    external_indexing
+        Rows of the training, validation and test cells, instead of shares.
+    """
+
+    train_size: float | None = None
+    validation_size: float | None = None
+    shuffle: bool = True
+    external_indexing: Sequence[np.ndarray] | None = None
+
+    @property
+    def unspecific(self) -> bool:
+        """Whether any split would do."""
+        return self == SplitRequest()
+
+    def make(self, n_cells: int, seed: int) -> Split:
+        """Draw the split."""
+        if self.external_indexing is not None:
+            parts = [np.asarray(part, dtype=np.int64) for part in self.external_indexing]
+            if len(parts) not in (1, 2, 3):
+                message = f"external_indexing takes [train], [train, validation] or [train, validation, test]; got {len(parts)} parts."
+                raise OptionError(message)
+            empty = np.empty(0, dtype=np.int64)
+            train, validation, test = (*parts, empty, empty)[:3]
+            return split_from_indices(n_cells, train, validation, test)
+        return make_split(
+            n_cells,
+            train_size=0.9 if self.train_size is None else self.train_size,
+            validation_size=self.validation_size,
+            shuffle=self.shuffle,
+            seed=seed,
+        )
+
+
+def same_split(a: Split, b: Split) -> bool:
+    """Whether two splits hold the same cells."""
+    pairs = ((a.train, b.train), (a.validation, b.validation), (a.test, b.test))
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+def settle_split(current: Split | None, request: SplitRequest, n_cells: int, seed: int) -> Split:
+    """The split of this run: drawn on the first, kept ever after.
+
+    Raises
+    ------
+    OptionError
+        If another split is asked for than the model was trained on: its held-out cells would leak into training.
+    """
+    if current is None:
+        return request.make(n_cells, seed)
+    if request.unspecific or same_split(current, request.make(n_cells, seed)):
+        return current
+    message = (
+        f"This model was trained on {len(current.train):,} cells with {len(current.validation):,} held out, and the split asked for now "
+        "is another one: cells held out before would be trained on. Leave train_size, validation_size and external_indexing out, or "
+        "start from a new model."
+    )
+    raise OptionError(message)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a user asked ``train`` for; the fields are its arguments."""
+
+    max_epochs: int | None
+    batch_size: int
+    split: SplitRequest
+    early_stopping: EarlyStopping | None
+    check_val_every_n_epoch: int
+    seed: int
+    plan: TrainingPlan
+    checkpoint_dir: Path | None
+    resume: bool
+
+
+def train(
+    fabric: Fabric,
+    model: CountModel,
+    dataset: Dataset,
+    request: TrainRequest,
+    callbacks: Sequence[Callback],
+    *,
+    split: Split | None,
+    first_epoch: int,
+) -> tuple[Split, FitResult]:
+    """Check a request and run it.
+
+    Parameters
+    ----------
+    split
+        The split of earlier runs, if there were any.
+    first_epoch
+        How many epochs the model was trained for before.
+
+    Raises
+    ------
+    OptionError
+        If something asked for cannot be.
+    """
+    check_size("batch_size", request.batch_size)
+    check_size("check_val_every_n_epoch", request.check_val_every_n_epoch)
+    if request.resume and request.checkpoint_dir is None:
+        message = "resume=True needs checkpoint_dir, the folder of the run to continue."
+        raise OptionError(message)
+    split = settle_split(split, request.split, dataset.n_cells, request.seed)
+    if request.early_stopping and not len(split.validation):
+        message = "early_stopping needs held-out cells, and this split has none. Lower train_size."
+        raise OptionError(message)
+    feed = DatasetFeed(dataset, split, request.batch_size, request.seed)
+    max_epochs = request.max_epochs
+    if max_epochs is None:
+        max_epochs = default_max_epochs(dataset.n_cells, feed.n_steps(fabric.world_size), request.plan)
+    check_size("max_epochs", max_epochs)
+    config = LoopConfig(
+        max_epochs=max_epochs,
+        seed=request.seed,
+        plan=request.plan,
+        first_epoch=first_epoch,
+        early_stopping=request.early_stopping,
+        check_val_every_n_epoch=request.check_val_every_n_epoch,
+        checkpoint_dir=request.checkpoint_dir,
+        resume=request.resume,
+        data=f"{dataset.fingerprint() if request.checkpoint_dir else ''}, batches of {request.batch_size}",
+    )
+    return split, run(fabric, model, feed, config, callbacks, dataset)
+
+
+def make_fabric(accelerator: str, devices: Any, strategy: str, precision: str, logger: Any) -> Fabric:
+    """Choose where to run.
+
+    ``"auto"`` takes an NVIDIA GPU if there is one, else the CPU: one device, in this process.
+    """
+    from lightning_fabric import Fabric
+
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    return Fabric(
+        accelerator=accelerator,
+        devices=1 if devices == "auto" else devices,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]
+        loggers=logger,
+    )
+
+
+def run(
+    fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, callbacks: Sequence[Callback], data: Dataset
+) -> FitResult:
+    """Launch the loop, and name what went wrong.
+
+    Raises
+    ------
+    NonFiniteError
+        If training cannot be kept finite.
+    """
+    try:
+        if fabric.strategy.launcher is None:
+            return fit(fabric, model, feed, config, callbacks)
+        return _from_arrays(fabric.launch(_fit_in_process, model, feed, config, callbacks))
+    except NonFiniteStep as error:
+        raise NonFiniteError(_explain(error, data)) from None
+
+
+def _fit_in_process(
+    fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, callbacks: Sequence[Callback]
+) -> FitResult:
+    result = fit(fabric, model, feed, config, callbacks)
+    # Tensors sent between processes live in shared memory that goes with the sender; arrays are copied.
+    weights: Any = {name: tensor.numpy() for name, tensor in result.weights.items()}
+    return FitResult(weights, result.rows, result.stopped_early)
+
+
+def _from_arrays(result: FitResult) -> FitResult:
+    return FitResult(
+        {name: torch.as_tensor(np.asarray(array)) for name, array in result.weights.items()},
+        result.rows,
+        result.stopped_early,
+    )
+
+
+def _explain(error: NonFiniteStep, data: Dataset) -> str:
+    offender = error.offender
+    where = []
+    if offender.gene is not None and offender.modality is not None:
+        where.append(f"gene {data.registry.modality(offender.modality).feature_names[offender.gene]!r}")
+    if error.row is not None:
+        where.append(f"cell {str(data.obs_names[error.row])!r}")
+    if offender.batch_code is not None and data.registry.columns[0].key is not None:
+        where.append(f"batch {data.registry.columns[0].categories[offender.batch_code]!r}")
+    place = f" ({', '.join(where)})" if where else ""
+    return (
+        f"Training stopped in epoch {error.epoch}: {offender.quantity} is not finite{place}, and halving the learning rate "
+        f"repeatedly did not help. Look at the counts there; if they are right, train with a lower plan_kwargs={{'lr': ...}} or with "
+        "plan_kwargs={'gradient_clip_val': 10}."
+    )
+
+
+def check_size(name: str, value: Any, *, minimum: int = 1) -> None:
+    """Refuse what is not a whole number of at least ``minimum``.
+
+    Raises
+    ------
+    OptionError
+        If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        fix = f" Did you mean {round(value)}?" if isinstance(value, float) and math.isfinite(value) else ""
+        message = f"{name} must be a whole number of at least {minimum}; got {value!r}.{fix}"
+        raise OptionError(message)

@@ -1,0 +1,21 @@
+"""Distributions of the counts of a cell: one torch Distribution per file.
+
+Each keeps the decoder's unnormalised output, and makes cells x genes tensors only when asked for ``mean``, ``variance``
+or ``sample``; ``log_prob`` takes sparse counts straight to :mod:`countvi.ops`.
+"""
+
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.normal import Normal
+from countvi.likelihoods.poisson import Poisson
+from countvi.likelihoods.rate import Rate
+from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
+
+__all__ = [
+    "CountLikelihood",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "Rate",
+    "ZeroInflatedNegativeBinomial",
+]

@@ -1,0 +1,115 @@
+"""What every distribution of counts can be asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from countvi.batch import CountBlock
+from countvi.errors import MismatchError, OptionError
+from countvi.likelihoods.rate import Rate
+from countvi.typing import Cells, CellsGenes
+
+
+class CountLikelihood(Distribution, ABC):
+    """Distribution over the genes of a cell, independent given its parameters.
+
+    ``batch_shape`` is ``(*samples, cells)`` and ``event_shape`` is ``(genes,)``.
+
+    Parameters
+    ----------
+    rate
+        The mean before any dropout.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        super().__init__(rate.batch_shape, torch.Size([rate.n_genes]), validate_args=False)
+
+    def log_prob(self, counts: CountBlock) -> Cells:
+        """Log-likelihood of each cell in nats, summed over genes.
+
+        Parameters
+        ----------
+        counts
+            Shape ``(cells, genes)``, shared by all samples.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(*samples, cells)``.
+
+        Raises
+        ------
+        OptionError
+            If ``counts`` is not a :class:`~countvi.batch.CountBlock`.
+        MismatchError
+            If it has other numbers of cells or genes than the distribution.
+        """
+        self._check(counts)
+        return self._log_prob(counts)
+
+    @abstractmethod
+    def _log_prob(self, counts: CountBlock) -> Cells:
+        """Evaluate :meth:`log_prob` for counts of the right shape."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> CellsGenes:
+        """Expected counts, shape ``(*samples, cells, genes)``."""
+
+    @property
+    @abstractmethod
+    def variance(self) -> CellsGenes:
+        """Variance of the counts, shape ``(*samples, cells, genes)``."""
+
+    @abstractmethod
+    def sample(self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None) -> CellsGenes:
+        """Draw counts, without gradient.
+
+        Parameters
+        ----------
+        sample_shape
+            Leading axes of independent draws.
+        generator
+            Source of randomness, on the device of the parameters; torch's default stream if ``None``.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(*sample_shape, *samples, cells, genes)``.
+        """
+
+    @property
+    def theta(self) -> Tensor | None:
+        """Inverse dispersion, in the shape it was given in; ``None`` where the distribution has none."""
+        return None
+
+    @property
+    def dropout_probability(self) -> CellsGenes | None:
+        """Probability that a count was replaced by zero; ``None`` where the distribution has none."""
+        return None
+
+    def _check(self, counts: CountBlock) -> None:
+        name = type(self).__name__
+        if not isinstance(counts, CountBlock):
+            message = (
+                f"{name}.log_prob expects a CountBlock; got {type(counts).__name__}."
+                " Pass CountBlock.from_dense(counts) for a dense tensor of shape (cells, genes)."
+            )
+            raise OptionError(message)
+        # One cell's parameters do not stand for several: that would hide a batch that was cut wrongly.
+        expected = (self.batch_shape[-1], self.event_shape[0])
+        if (counts.n_cells, counts.n_features) != expected:
+            message = (
+                f"{name}.log_prob expects counts of {expected[0]:,} cells x {expected[1]:,} genes;"
+                f" got {counts.n_cells:,} x {counts.n_features:,}. Pass the cells that the parameters were decoded for."
+            )
+            raise MismatchError(message)

@@ -1,0 +1,86 @@
+"""What a count model declares, and what follows from it.
+
+A model declares three things: its guide q(latents | data), its prior p(latents | design), and how latents generate
+data, p(data | latents, design). The evidence lower bound follows and is written here once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from countvi.batch import Batch, Design
+from countvi.likelihoods import CountLikelihood
+from countvi.models.objective import Elbo
+from countvi.nn.latent import Given
+from countvi.typing import CellsLatent
+
+
+class CountModel(nn.Module, ABC):
+    """A generative model of counts with an amortised guide.
+
+    A subclass defines a NamedTuple of its latent variables, named by the paper's letters. ``guide`` and ``prior``
+    return it filled with distributions, ``generate`` takes it filled with tensors.
+    """
+
+    annealed: ClassVar[frozenset[str]] = frozenset({"z"})
+    """Latent variables whose KL term is weighted during warm-up."""
+
+    @abstractmethod
+    def guide(self, batch: Batch) -> Any:
+        """Approximate posterior of the latent variables of each cell."""
+
+    @abstractmethod
+    def prior(self, design: Design) -> Any:
+        """Prior of the latent variables of each cell."""
+
+    @abstractmethod
+    def generate(self, latents: Any, design: Design) -> Mapping[str, CountLikelihood]:
+        """Distribution of the counts of each modality given latent variables ``(*samples, cells, ...)``."""
+
+    @abstractmethod
+    def cell_state(self, latents: Any) -> CellsLatent:
+        """The cell state a user sees, from latent variables: ``(*samples, cells, latent)``."""
+
+    def log_prior(self) -> Mapping[str, Tensor]:
+        """Log-priors of global variables, each a scalar for the whole data set."""
+        return {}
+
+    @final
+    def sample(self, q: Any, generator: torch.Generator | None = None, n_samples: int | None = None) -> Any:
+        """Draw every latent variable of a guide or prior.
+
+        Returns
+        -------
+        NamedTuple
+            The latent variables, ``(cells, ...)``, or ``(n_samples, cells, ...)`` if ``n_samples`` is given.
+        """
+        return type(q)(*(latent.rsample(generator, n_samples) for latent in q))
+
+    @final
+    def elbo(self, batch: Batch, generator: torch.Generator | None = None) -> Elbo:
+        """Evidence lower bound of each cell from one draw of the latent variables.
+
+        Parameters
+        ----------
+        batch
+            Cells.
+        generator
+            Source of the draw.
+        """
+        q, p = self.guide(batch), self.prior(batch.design)
+        likelihoods = self.generate(self.sample(q, generator), batch.design)
+        return Elbo(
+            log_lik={name: likelihood.log_prob(batch.counts[name]) for name, likelihood in likelihoods.items()},
+            kl={name: a.kl(b) for name, a, b in zip(q._fields, q, p, strict=True) if not isinstance(a, Given)},
+            log_prior=self.log_prior(),
+        )
+
+    @final
+    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Elbo:
+        """Same as :meth:`elbo`; what a distributed wrapper calls."""
+        return self.elbo(batch, generator)

@@ -1,0 +1,132 @@
+"""Linear layers with covariates.
+
+A one-hot covariate multiplied into a weight matrix picks one of its columns. So a categorical covariate is a table with
+one row per level, gathered by code, and no one-hot matrix is ever built; the result is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from countvi import ops
+from countvi.batch import CountBlock, Design, Factor
+
+
+class LevelTable(nn.Module):
+    """A vector per level of each categorical covariate, summed over covariates.
+
+    Parameters
+    ----------
+    factors
+        The covariates. One with a single level carries no information and gets no row.
+    n_out
+        Length of the vectors.
+    """
+
+    offsets: Tensor
+    columns: Tensor
+
+    def __init__(self, factors: Sequence[Factor], n_out: int) -> None:
+        super().__init__()
+        self.factors = tuple(factor for factor in factors if factor.n_levels > 1)
+        sizes = [factor.n_levels for factor in self.factors]
+        self.weight = nn.Parameter(torch.zeros(sum(sizes), n_out))
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.register_buffer("offsets", torch.tensor(starts, dtype=torch.int64), persistent=False)
+        columns = torch.tensor([factor.column for factor in self.factors], dtype=torch.int64)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def forward(self, design: Design) -> Tensor:
+        """Return the summed vectors, shape ``(cells, n_out)``."""
+        rows = design.codes.index_select(1, self.columns) + self.offsets
+        return functional.embedding(rows, self.weight).sum(1)
+
+
+class Linear(nn.Module):
+    """Affine map of an input, of continuous covariates and of categorical ones.
+
+    Equal to one linear layer on ``[input, features, one-hot levels]``, and initialised as PyTorch would initialise
+    that.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Sizes of the input and of the output.
+    n_features
+        Number of continuous covariate features.
+    factors
+        Categorical covariates.
+    """
+
+    def __init__(self, n_in: int, n_out: int, n_features: int = 0, factors: Sequence[Factor] = ()) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out))
+        self.features = nn.Parameter(torch.empty(n_out, n_features)) if n_features else None
+        levels = LevelTable(factors, n_out)
+        self.levels = levels if levels.factors else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw uniformly within one over the root of the number of inputs, covariates included."""
+        n_inputs = self.weight.shape[1]
+        n_inputs += self.features.shape[1] if self.features is not None else 0
+        n_inputs += self.levels.weight.shape[0] if self.levels is not None else 0
+        bound = 1.0 / math.sqrt(max(n_inputs, 1))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
+        """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_out)``."""
+        return self.add_covariates(functional.linear(x, self.weight, self.bias), features, design)
+
+    def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
+        """Map sparse counts (their log1p if asked) to ``(cells, n_out)``."""
+        return self.add_covariates(ops.sparse_linear(counts, self.weight, self.bias, log1p), features, design)
+
+    def add_covariates(self, out: Tensor, features: Tensor | None, design: Design) -> Tensor:
+        """Add what the covariates contribute."""
+        if self.features is not None:
+            assert features is not None, "a layer with covariate features got none"
+            out = out + functional.linear(features, self.features)
+        if self.levels is not None:
+            out = out + self.levels(design)
+        return out
+
+
+class CovariateFeatures(nn.Module):
+    """Continuous covariates and, where asked, a learned vector per batch, side by side.
+
+    Parameters
+    ----------
+    n_continuous
+        Number of continuous covariates.
+    embedded
+        A covariate to represent by learned vectors instead of by one-hot columns.
+    n_embedding
+        Length of those vectors.
+    """
+
+    def __init__(self, n_continuous: int, embedded: Factor | None = None, n_embedding: int = 5) -> None:
+        super().__init__()
+        self.n_continuous = n_continuous
+        self.embedded = embedded
+        self.embedding = nn.Embedding(embedded.n_levels, n_embedding) if embedded is not None else None
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns."""
+        return self.n_continuous + (self.embedding.embedding_dim if self.embedding is not None else 0)
+
+    def forward(self, design: Design) -> Tensor | None:
+        """Return ``(cells, n_features)``, or ``None`` when there are no such covariates."""
+        parts = [design.continuous] if self.n_continuous else []
+        if self.embedding is not None:
+            assert self.embedded is not None
+            parts.append(self.embedding(design.levels(self.embedded)))
+        return torch.cat(parts, dim=-1) if parts else None

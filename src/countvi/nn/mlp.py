@@ -1,0 +1,122 @@
+"""The multilayer perceptron of encoders and decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from countvi.batch import CountBlock, Design, Factor
+from countvi.nn.linear import Linear
+
+# Running statistics forget with 1 / momentum steps; see BatchNorm.
+_MOMENTUM = 0.05
+_EPS = 1e-3
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that survives a batch of one cell, and accepts a leading samples axis.
+
+    The spread of a single cell is not defined; such a batch is normalised with the running statistics.
+
+    The running statistics follow the last ``1 / 0.05 = 20`` batches. (scvi-tools: 100, tuned to hundreds of epochs. In
+    a short run with a falling learning rate the older batches stem from another network.)
+    """
+
+    def __init__(self, n_units: int) -> None:
+        super().__init__(n_units, eps=_EPS, momentum=_MOMENTUM)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``(*samples, cells, units)`` over everything but the units."""
+        flat = input.reshape(-1, input.shape[-1])
+        if self.training and flat.shape[0] == 1:
+            normed = functional.batch_norm(
+                flat, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        else:
+            normed = super().forward(flat)
+        return normed.view(input.shape)
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """What the layers of one network look like.
+
+    Parameters
+    ----------
+    n_hidden
+        Units per layer.
+    n_layers
+        Number of layers.
+    dropout
+        Share of units switched off in training.
+    batch_norm, layer_norm
+        Which normalisation follows each linear map.
+    inject_all
+        Give the categorical covariates to every layer, not only to the first.
+    """
+
+    n_hidden: int = 128
+    n_layers: int = 1
+    dropout: float = 0.0
+    batch_norm: bool = True
+    layer_norm: bool = False
+    inject_all: bool = True
+
+
+class Block(nn.Module):
+    """Linear map, normalisation, rectifier, dropout: one layer."""
+
+    def __init__(self, linear: Linear, config: MlpConfig) -> None:
+        super().__init__()
+        self.linear = linear
+        self.batch_norm = BatchNorm(config.n_hidden) if config.batch_norm else None
+        self.layer_norm = config.layer_norm
+        self.dropout = config.dropout
+
+    def activate(self, h: Tensor) -> Tensor:
+        """Everything after the linear map."""
+        if self.batch_norm is not None:
+            h = self.batch_norm(h)
+        if self.layer_norm:
+            h = functional.layer_norm(h, h.shape[-1:])
+        return functional.dropout(functional.relu(h), self.dropout, self.training)
+
+
+class Mlp(nn.Module):
+    """Layers over an input and covariates.
+
+    Parameters
+    ----------
+    n_in
+        Size of the input: genes for an encoder, latent dimensions for a decoder.
+    config
+        Shape of the layers.
+    n_features
+        Continuous covariate features; they enter the first layer.
+    factors
+        Categorical covariates; they enter the first layer, and all others with ``config.inject_all``.
+    """
+
+    def __init__(self, n_in: int, config: MlpConfig, n_features: int = 0, factors: Sequence[Factor] = ()) -> None:
+        super().__init__()
+        first = Linear(n_in, config.n_hidden, n_features, factors)
+        deep = factors if config.inject_all else ()
+        rest = [Linear(config.n_hidden, config.n_hidden, 0, deep) for _ in range(config.n_layers - 1)]
+        self.layers = nn.ModuleList(Block(linear, config) for linear in (first, *rest))
+
+    def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
+        """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_hidden)``."""
+        for block in self.layers:
+            x = block.activate(block.linear(x, features, design))
+        return x
+
+    def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
+        """Map sparse counts to ``(cells, n_hidden)``."""
+        first, *rest = self.layers
+        h = first.activate(first.linear.from_counts(counts, features, design, log1p))
+        for block in rest:
+            h = block.activate(block.linear(h, features, design))
+        return h

@@ -1,0 +1,103 @@
+"""Observation models: from a decoded cell to the distribution of its counts.
+
+Each builds only the parameters that its likelihood uses.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from countvi.batch import Design, Factor
+from countvi.likelihoods import CountLikelihood, NegativeBinomial, Normal, Poisson, Rate, ZeroInflatedNegativeBinomial
+
+
+class PerGene(nn.Module):
+    """One dispersion per gene, shape ``(genes,)``."""
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.randn(n_genes))
+
+    def forward(self, hidden: Tensor, design: Design) -> Tensor:
+        """Return the log-dispersion, shape ``(genes,)``."""
+        return self.value
+
+
+class PerGeneLevel(nn.Module):
+    """One dispersion per gene and level of a covariate (batch or label)."""
+
+    def __init__(self, n_genes: int, factor: Factor) -> None:
+        super().__init__()
+        self.factor = factor
+        self.value = nn.Parameter(torch.randn(factor.n_levels, n_genes))
+
+    def forward(self, hidden: Tensor, design: Design) -> Tensor:
+        """Return the log-dispersion of each cell's level, shape ``(cells, genes)``."""
+        return functional.embedding(design.levels(self.factor), self.value)
+
+
+class PerGeneCell(nn.Module):
+    """A dispersion per gene and cell, decoded."""
+
+    def __init__(self, n_hidden: int, n_genes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(n_hidden, n_genes)
+
+    def forward(self, hidden: Tensor, design: Design) -> Tensor:
+        """Return the log-dispersion, shape ``(*samples, cells, genes)``."""
+        return self.head(hidden)
+
+
+Dispersion = PerGene | PerGeneLevel | PerGeneCell
+"""Any of the three."""
+
+
+class ObserveNegativeBinomial(nn.Module):
+    """Counts are negative binomial with inverse dispersion theta."""
+
+    def __init__(self, log_theta: Dispersion) -> None:
+        super().__init__()
+        self.log_theta = log_theta
+
+    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
+        """Return the distribution of the counts."""
+        return NegativeBinomial(rate, self.log_theta(hidden, design))
+
+
+class ObserveZeroInflated(nn.Module):
+    """Counts are negative binomial, or zero with a decoded dropout probability pi."""
+
+    def __init__(self, log_theta: Dispersion, n_hidden: int, n_genes: int) -> None:
+        super().__init__()
+        self.log_theta = log_theta
+        self.pi_logits = nn.Linear(n_hidden, n_genes)
+
+    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
+        """Return the distribution of the counts."""
+        return ZeroInflatedNegativeBinomial(rate, self.log_theta(hidden, design), self.pi_logits(hidden))
+
+
+class ObservePoisson(nn.Module):
+    """Counts are Poisson."""
+
+    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
+        """Return the distribution of the counts."""
+        return Poisson(rate)
+
+
+class ObserveNormal(nn.Module):
+    """Values are normal around the rate, with a standard deviation per gene (or batch, label, cell)."""
+
+    def __init__(self, log_scale: Dispersion) -> None:
+        super().__init__()
+        self.log_scale = log_scale
+
+    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
+        """Return the distribution of the values."""
+        return Normal(rate, self.log_scale(hidden, design))
+
+
+Observation = ObserveNegativeBinomial | ObserveZeroInflated | ObservePoisson | ObserveNormal
+"""Any of the four."""

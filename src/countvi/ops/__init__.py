@@ -1,0 +1,216 @@
+r"""Numerics with exact gradients: tensors in, tensors out.
+
+Every function here chooses an implementation by the backend in force (:func:`backend`); :mod:`countvi.ops.reference`
+is the specification that every implementation is tested against.
+
+The likelihoods share their arguments. ``logits`` are what the decoder's last layer gives, before any normalisation;
+``log_library`` is the logarithm of the size of each cell, ``-inf`` for an empty one; together with a :class:`Link` they
+make :math:`\log\mu` (:func:`log_rate`). Leading ``samples`` axes are optional on every tensor and broadcast; counts
+have none. Counts may be fractions and stored zeros are allowed. Results are differentiable once, with respect to every
+tensor of floating point. Nothing is added to a logarithm's argument: zero means zero.
+
+Errors in float32 are measured against mpmath with 50 digits. The error that comes with :math:`\log\mu` in float32 is
+not the operation's and adds to what is stated: half a unit in the last place of :math:`\log\mu` (5e-7 at
+:math:`\mu` = 1e6) times the slope, which is at most :math:`|x - \mu|`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from countvi.batch import CountBlock
+from countvi.ops._backend import active_backend, backend, implementation
+from countvi.ops.link import Link
+from countvi.typing import Cells, CellsGenes, CellsHidden
+
+__all__ = [
+    "Link",
+    "active_backend",
+    "backend",
+    "log_rate",
+    "log_scale",
+    "negative_binomial",
+    "normal",
+    "poisson",
+    "sparse_linear",
+    "zero_inflated_negative_binomial",
+]
+
+
+def log_scale(logits: CellsGenes, link: Link) -> CellsGenes:
+    r"""Logarithm of :math:`\rho`, the mean before it is multiplied by the library size.
+
+    .. math:: \log\rho = \mathrm{log\,softmax}(\text{logits})
+        \quad\text{or}\quad \log\log(1 + e^{\text{logits}})
+
+    Parameters
+    ----------
+    logits
+        Any real number, shape ``(*samples, cells, genes)``.
+    link
+        Which of the two.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(*samples, cells, genes)``. With the softplus, finite and with the right slope however negative the
+        logits are; error in float32 below 2e-7 of the larger of 1 and the result.
+    """
+    return implementation().log_scale(logits, link)
+
+
+def log_rate(logits: CellsGenes, log_library: Cells, link: Link) -> CellsGenes:
+    r"""Logarithm of the mean :math:`\mu = \ell\rho`.
+
+    Parameters
+    ----------
+    logits
+        Any real number, shape ``(*samples, cells, genes)``.
+    log_library
+        Logarithm of the library size or size factor, ``-inf`` allowed, shape ``(*samples, cells)`` or ``(cells,)``.
+    link
+        How logits become :math:`\rho`; see :func:`log_scale`.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(*samples, cells, genes)``.
+    """
+    return implementation().log_rate(logits, log_library, link)
+
+
+def negative_binomial(
+    logits: CellsGenes, log_library: Cells, log_theta: Tensor, counts: CountBlock, link: Link
+) -> Cells:
+    r"""Log-likelihood of counts that are negative binomial with mean mu and inverse dispersion theta.
+
+    .. math:: \log p(x) = \log\Gamma(x + \theta) - \log\Gamma(\theta) - \log\Gamma(x + 1)
+        + \theta \log\frac{\theta}{\theta + \mu} + x \log\frac{\mu}{\theta + \mu},
+        \qquad \mathrm{Var}[x] = \mu + \mu^2 / \theta
+
+    Parameters
+    ----------
+    logits, log_library, link
+        Make :math:`\log\mu`; see :func:`log_rate`. The sum stays below 80.
+    log_theta
+        Between -80 and 80, shape ``(genes,)``, ``(cells, genes)`` or ``(*samples, cells, genes)``. Towards infinity the
+        result tends to :func:`poisson`.
+    counts
+        Non-negative, shape ``(cells, genes)``.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``; ``-inf`` where a cell with ``log_library = -inf`` has counts.
+
+    Notes
+    -----
+    Error in float32, for theta in 1e-4 ... 1e8, mu in 1e-6 ... 1e6 and counts 0 ... 1e6: below 2e-6 of the value for
+    each entry; below 2e-6 of the slopes by :math:`\log\mu` and :math:`\log\theta`, plus 1e-9. For whole cells
+    of 2,000 to 20,000 genes and up to 1e5 counts: below 1e-6 of the value.
+    """
+    return implementation().negative_binomial(logits, log_library, log_theta, counts, link)
+
+
+def zero_inflated_negative_binomial(
+    logits: CellsGenes, log_library: Cells, log_theta: Tensor, pi_logits: CellsGenes, counts: CountBlock, link: Link
+) -> Cells:
+    r"""Log-likelihood of negative binomial counts that were replaced by zero with probability pi.
+
+    .. math:: \log p(0) = \log\left(\pi + (1 - \pi)\, \mathrm{NB}(0)\right), \qquad
+        \log p(x) = \log(1 - \pi) + \log \mathrm{NB}(x), \qquad \pi = \mathrm{sigmoid}(\text{pi\_logits})
+
+    Parameters
+    ----------
+    logits, log_library, link, log_theta, counts
+        As in :func:`negative_binomial`.
+    pi_logits
+        Log-odds of the dropout probability, any real number, shape ``(*samples, cells, genes)``. Towards minus infinity
+        the result tends to :func:`negative_binomial`.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``.
+
+    Notes
+    -----
+    Error in float32 as in :func:`negative_binomial`, for ``pi_logits`` in -40 ... 40; the slope by ``pi_logits`` too is
+    right to 3e-6 of its value.
+    """
+    return implementation().zero_inflated_negative_binomial(logits, log_library, log_theta, pi_logits, counts, link)
+
+
+def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Link) -> Cells:
+    r"""Log-likelihood of Poisson counts.
+
+    .. math:: \log p(x) = x \log\mu - \mu - \log\Gamma(x + 1)
+
+    Parameters
+    ----------
+    logits, log_library, link
+        Make :math:`\log\mu`; see :func:`log_rate`. The sum stays below 80.
+    counts
+        Non-negative, shape ``(cells, genes)``.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``; ``-inf`` where a cell with ``log_library = -inf`` has counts.
+
+    Notes
+    -----
+    Error in float32, for mu in 1e-6 ... 1e6 and counts 0 ... 1e6: below 2e-7 of the value and of the slope by
+    :math:`\log\mu` for each entry.
+    """
+    return implementation().poisson(logits, log_library, counts, link)
+
+
+def normal(logits: CellsGenes, log_library: Cells, log_scale: Tensor, counts: CountBlock, link: Link) -> Cells:
+    r"""Log-likelihood of values that are normal around the rate.
+
+    .. math:: \log p(x) = -\frac{(x - \mu)^2}{2\sigma^2} - \log\sigma - \frac{1}{2}\log 2\pi
+
+    Parameters
+    ----------
+    logits, log_library, link
+        Make :math:`\log\mu`; see :func:`log_rate`. The sum stays below 40, so that the square of the mean is finite.
+    log_scale
+        Logarithm of the standard deviation sigma, shape ``(genes,)``, ``(cells, genes)`` or
+        ``(*samples, cells, genes)``.
+    counts
+        Any real number, shape ``(cells, genes)``.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``.
+
+    Notes
+    -----
+    Error in float32 for each entry: below 5e-7 of the larger of 1, ``|log_scale|`` and
+    :math:`(|x| + \mu)|x - \mu| / \sigma^2`: the mean is rounded to float32 before it is subtracted.
+    """
+    return implementation().normal(logits, log_library, log_scale, counts, link)
+
+
+def sparse_linear(counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool) -> CellsHidden:
+    r"""First layer of an encoder: a linear map of counts, or of :math:`\log(1 + x)`.
+
+    Parameters
+    ----------
+    counts
+        Shape ``(cells, genes)``; cast to the precision of the weight. With ``log1p`` the values are above -1.
+    weight
+        Shape ``(hidden, genes)``.
+    bias
+        Shape ``(hidden,)``, or ``None``.
+    log1p
+        Whether to take the logarithm first.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(cells, hidden)``.
+    """
+    return implementation().sparse_linear(counts, weight, bias, log1p)

@@ -1,0 +1,23 @@
+"""The specification of every operation, in readable torch: any device, float32 and float64.
+
+Zeros are most of a count matrix and need no special function beyond a softplus; entries that are stored are few
+and are evaluated in float64. Each likelihood is a dense matrix of the terms at zero, in which the stored entries
+are put in place, summed over the genes.
+"""
+
+from countvi.ops.reference.linear import sparse_linear
+from countvi.ops.reference.negative_binomial import negative_binomial
+from countvi.ops.reference.normal import normal
+from countvi.ops.reference.poisson import poisson
+from countvi.ops.reference.rate import log_rate, log_scale
+from countvi.ops.reference.zero_inflated import zero_inflated_negative_binomial
+
+__all__ = [
+    "log_rate",
+    "log_scale",
+    "negative_binomial",
+    "normal",
+    "poisson",
+    "sparse_linear",
+    "zero_inflated_negative_binomial",
+]

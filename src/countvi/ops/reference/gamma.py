@@ -1,0 +1,38 @@
+"""The ratio of gamma functions in the negative binomial, without the cancellation of two large logarithms.
+
+Binet's remainder s(a) is what Stirling's formula leaves: ``lgamma(a) = (a - 1/2) log(a) - a + log(2 pi) / 2 + s(a)``.
+It decays like 1 / (12 a). In its terms
+
+    lgamma(x + theta) - lgamma(theta) - x log(theta)
+        = (x + theta - 1/2) log1p(x / theta) - x + s(x + theta) - s(theta),
+
+in which nothing is larger than x log(x / theta), whatever theta is; for theta to infinity it goes to zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_CUT = 16.0
+"""From here on the four terms of the asymptotic series leave less than 1e-13."""
+
+
+def binet(a: Tensor) -> Tensor:
+    """Return the remainder s(a) of Stirling's formula for a > 0, in float64."""
+    r = 1.0 / a.clamp(min=_CUT)
+    r2 = r * r
+    series = r * (1 / 12 - r2 * (1 / 360 - r2 * (1 / 1260 - r2 / 1680)))
+    a = a.clamp(max=_CUT)
+    return torch.where(a < _CUT, a.lgamma() - (a - 0.5) * a.log() + a - 0.5 * math.log(2 * math.pi), series)
+
+
+def binet_slope(a: Tensor) -> Tensor:
+    """Return s'(a) = digamma(a) - log(a) + 1 / (2 a) for a > 0, in float64."""
+    r = 1.0 / a.clamp(min=_CUT)
+    r2 = r * r
+    series = -r2 * (1 / 12 - r2 * (1 / 120 - r2 * (1 / 252 - r2 / 240)))
+    a = a.clamp(max=_CUT)
+    return torch.where(a < _CUT, a.digamma() - a.log() + 0.5 / a, series)

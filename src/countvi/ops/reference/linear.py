@@ -1,0 +1,17 @@
+"""The first layer of an encoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from countvi.batch import CountBlock
+from countvi.typing import CellsHidden
+
+
+def sparse_linear(counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool) -> CellsHidden:
+    """Counts, or their log1p, times the transposed weight, plus the bias."""
+    entries = counts.map(torch.log1p) if log1p else counts
+    # One dense product is faster than torch's sparse ones at the densities of count matrices.
+    return functional.linear(entries.to_dense().to(weight.dtype), weight, bias)

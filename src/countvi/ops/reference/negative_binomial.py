@@ -1,0 +1,118 @@
+"""Negative binomial with mean mu and inverse dispersion theta, in log space.
+
+With delta = log mu - log theta, and D(x, theta) = lgamma(x + theta) - lgamma(theta) - x log(theta),
+
+    log p(0) = -theta softplus(delta)
+    log p(x) = x log mu - (x + theta) softplus(delta) + D(x, theta) - lgamma(x + 1).
+
+Derivatives, arranged so that what cancels for theta to infinity (the Poisson limit) cancels on paper:
+
+    d log p(x) / d log mu    = (x - mu) sigmoid(-delta)
+    d log p(x) / d log theta = theta dD/dtheta - theta softplus(delta) + (x + theta) sigmoid(delta)
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from countvi.batch import CountBlock
+from countvi.ops.link import Link
+from countvi.ops.reference.gamma import binet, binet_slope
+from countvi.ops.reference.rate import log_rate, softplus
+from countvi.ops.reference.stored import at_stored, put_stored
+from countvi.typing import Cells, CellsGenes
+
+
+def negative_binomial(
+    logits: CellsGenes, log_library: Cells, log_theta: Tensor, counts: CountBlock, link: Link
+) -> Cells:
+    """Log-likelihood per cell."""
+    return negative_binomial_entries(log_rate(logits, log_library, link), log_theta, counts).sum(-1)
+
+
+def negative_binomial_entries(log_mu: CellsGenes, log_theta: Tensor, counts: CountBlock) -> CellsGenes:
+    """Log-probability of each count, ``(*samples, cells, genes)``."""
+    shape = torch.broadcast_shapes(log_mu.shape, log_theta.shape)
+    return _Entries.apply(log_mu.expand(shape), log_theta, counts)
+
+
+class _Entries(torch.autograd.Function):
+    """The dense matrix of terms at zero, with the stored entries in place."""
+
+    @staticmethod
+    def forward(ctx: Any, log_mu: Tensor, log_theta: Tensor, counts: CountBlock) -> Tensor:
+        softened = softplus(log_mu - log_theta)
+        stored = _Stored(counts, log_mu, log_theta)
+        ctx.save_for_backward(softened, log_theta)
+        ctx.stored, ctx.counts = stored, counts
+        return put_stored(-log_theta.exp() * softened, stored.log_prob(), counts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        softened, log_theta = ctx.saved_tensors
+        theta = log_theta.exp()
+        grad_log_mu = grad_log_theta = None
+        if ctx.needs_input_grad[0]:
+            slope = put_stored(softened.neg().expm1_().mul_(theta), ctx.stored.d_log_mu(), ctx.counts)
+            grad_log_mu = grad * slope
+        if ctx.needs_input_grad[1]:
+            slope = put_stored(-theta * softplus_excess(softened), ctx.stored.d_log_theta(), ctx.counts)
+            grad_log_theta = (grad * slope).sum_to_size(log_theta.shape)
+        return grad_log_mu, grad_log_theta, None
+
+
+def softplus_excess(softened: Tensor) -> Tensor:
+    """Return softplus(d) - sigmoid(d) = s - (1 - exp(-s)) from s = softplus(d).
+
+    Near s^2 / 2 for small s, where a difference in float32 would be nothing but rounding.
+    """
+    s = softened.double()
+    return s.neg().expm1_().add_(s).to(softened.dtype)
+
+
+class _Stored:
+    """Log-probability and slopes at the stored entries, ``(*samples, nonzeros)``, in float64."""
+
+    def __init__(self, counts: CountBlock, log_mu: Tensor, log_theta: Tensor) -> None:
+        self.x = counts.values.double()
+        self.log_mu = at_stored(log_mu, counts)
+        # What depends on theta alone is computed once per gene where theta is one number per gene.
+        per_gene = log_theta.ndim == 1
+        self._columns = counts.columns if per_gene else None
+        self._log_theta = log_theta.double() if per_gene else at_stored(log_theta, counts)
+        self.theta = self._at_entries(self._log_theta.exp())
+        self.delta = self.log_mu - self._at_entries(self._log_theta)
+
+    def _at_entries(self, of_theta: Tensor) -> Tensor:
+        return of_theta if self._columns is None else of_theta.index_select(0, self._columns)
+
+    @cached_property
+    def softened(self) -> Tensor:
+        return softplus(self.delta)
+
+    @cached_property
+    def log1p_ratio(self) -> Tensor:
+        return torch.log1p(self.x / self.theta)
+
+    def log_prob(self) -> Tensor:
+        x, theta = self.x, self.theta
+        remainder = binet(x + theta) - self._at_entries(binet(self._log_theta.exp()))
+        ratio = (x + theta - 0.5) * self.log1p_ratio - x + remainder
+        # A stored zero in an empty cell would be 0 * -inf.
+        power = torch.where(x > 0, x * self.log_mu, 0.0)
+        return power - (x + theta) * self.softened + ratio - torch.lgamma(x + 1)
+
+    def d_log_mu(self) -> Tensor:
+        return (self.x - self.log_mu.exp()) * torch.sigmoid(-self.delta)
+
+    def d_log_theta(self) -> Tensor:
+        x, theta = self.x, self.theta
+        slope = binet_slope(x + theta) - self._at_entries(binet_slope(self._log_theta.exp()))
+        ratio = theta * (self.log1p_ratio + slope) - x + 0.5 * x / (x + theta)
+        return ratio - theta * self.softened + (x + theta) * torch.sigmoid(self.delta)

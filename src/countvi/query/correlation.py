@@ -1,0 +1,217 @@
+"""Correlations between genes in what the model says about a population of cells.
+
+The observations are posterior draws of all cells, cells times samples of them. Pearson correlations stream over them;
+ranks need all observations of a gene at once, so they are kept, on disk when they are many.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from countvi import seeding
+from countvi.batch import RNA
+from countvi.errors import OptionError, choose
+from countvi.likelihoods import CountLikelihood
+from countvi.models._base import CountModel
+from countvi.query.cells import Cells, evaluation
+from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, under
+
+# Observations up to this size are ranked in memory, larger ones on disk.
+_IN_MEMORY_BYTES = 256 * 2**20
+# What ranking and multiplying hold at once.
+_WORK_BYTES = 64 * 2**20
+# Between these, Gamma(theta) / theta neither overflows nor underflows; beyond the upper one it is 1 to float32's last
+# digit.
+_THETA_RANGE = (1e-30, 1e15)
+
+CorrelationType = Literal["spearman", "pearson"]
+
+
+def feature_correlation(  # noqa: PLR0913 (a read-out)
+    model: CountModel,
+    cells: Cells,
+    *,
+    modality: str = RNA,
+    genes: np.ndarray | None = None,
+    rna_size_factor: float = 1000.0,
+    counterfactuals: Sequence[Counterfactual] = (None,),
+    n_samples: int = 10,
+    correlation: CorrelationType = "spearman",
+    seed: int = seeding.DEFAULT_SEED,
+) -> np.ndarray:
+    """Correlations between genes of draws of denoised expression.
+
+    With negative binomial counts (zero-inflated or not), denoised expression is the rate of the Poisson from which a
+    count is drawn: a Gamma variable of shape theta and mean ``rna_size_factor`` times the expected frequency. So it
+    has the biological overdispersion, and neither counting noise nor dropout. With Poisson and normal likelihoods,
+    which have no such variable, it is ``rna_size_factor`` times the expected frequency itself.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        Cells of the population.
+    modality
+        Which of the model's modalities.
+    genes
+        Columns of the counts to correlate, in this order; ``None`` for all.
+    rna_size_factor
+        Library size at which cells are decoded.
+    counterfactuals
+        Covariate levels to decode under, ``(column, code)`` each; a correlation matrix is computed under each, and
+        the matrices are averaged. ``None`` in it stands for the cells' own levels.
+    n_samples
+        Number of posterior draws per cell.
+    correlation
+        ``"spearman"`` (of ranks, ties averaged) or ``"pearson"``.
+    seed
+        Seed of the draws; the same draws serve all counterfactuals.
+
+    Returns
+    -------
+    ndarray
+        Symmetric, shape ``(genes, genes)``, float64. The diagonal is 1; a gene that does not vary has correlation 0
+        with others.
+
+    Raises
+    ------
+    OptionError
+        If ``correlation`` is neither of the two, or ranking needs more disk than there is.
+    """
+    correlate = choose("correlation", correlation, {"spearman": _spearman, "pearson": _pearson})
+    columns = None if genes is None else torch.as_tensor(np.asarray(genes), dtype=torch.int64, device=cells.device)
+    n_genes = cells.n_features(modality) if columns is None else columns.shape[0]
+    total = np.zeros((n_genes, n_genes))
+    for counterfactual in counterfactuals:
+        draws = _Draws(model, cells, modality, columns, rna_size_factor, counterfactual, n_samples, seed)
+        total += correlate(draws, n_genes)
+    return total / len(counterfactuals)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draws:
+    """Denoised draws of all cells; iterating yields float32 blocks ``(observations, genes)``, the same in each pass."""
+
+    model: CountModel
+    cells: Cells
+    modality: str
+    genes: Tensor | None
+    size: float
+    counterfactual: Counterfactual
+    n_samples: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.cells) * self.n_samples
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        source = generator(self.seed, Stream.CORRELATION, self.cells.device)
+        # Of its own: how many numbers a Gamma draw takes depends on theta, which a counterfactual may change.
+        noise = generator(self.seed, Stream.CORRELATION_NOISE, self.cells.device)
+        for _, batch in self.cells:
+            # Entered for each block: a generator that is left suspended must not keep the model in evaluation mode.
+            with evaluation(self.model):
+                q = self.model.guide(batch)
+            design = under(batch.design, self.counterfactual)
+            for run in passes(self.n_samples, batch.n_cells, self.cells.chunk):
+                with evaluation(self.model):
+                    latents = draw(self.model, q, source, run.stop - run.start)
+                    values = self._denoised(self.model.generate(latents, design)[self.modality], noise)
+                yield values.reshape(-1, values.shape[-1]).cpu().numpy()
+
+    def _denoised(self, likelihood: CountLikelihood, noise: torch.Generator) -> Tensor:
+        mean = self._select(likelihood.rate.scale) * self.size
+        if likelihood.theta is None:
+            return mean
+        theta = self._select(likelihood.theta).clamp(*_THETA_RANGE).expand_as(mean)
+        return torch._standard_gamma(theta.contiguous(), generator=noise) / theta * mean
+
+    def _select(self, values: Tensor) -> Tensor:
+        return values if self.genes is None else values.index_select(-1, self.genes)
+
+
+def _pearson(draws: _Draws, n_genes: int) -> np.ndarray:
+    """Correlation from sums of products of deviations, merged block by block (Chan, Golub, LeVeque 1983)."""
+    count = 0
+    origin: np.ndarray | None = None
+    mean, products = np.zeros(n_genes), np.zeros((n_genes, n_genes))
+    for block in draws:
+        if not len(block):
+            continue
+        # Measured from the first observation, a gene that does not vary is exactly zero throughout.
+        if origin is None:
+            origin = block[0].astype(np.float64)
+        values = block - origin
+        block_mean = values.mean(0)
+        delta = block_mean - mean
+        values -= block_mean
+        products += values.T @ values
+        products += np.outer(delta, delta * (count * len(block) / (count + len(block))))
+        count += len(block)
+        mean += delta * (len(block) / count)
+    return _normalise(products)
+
+
+def _spearman(draws: _Draws, n_genes: int) -> np.ndarray:
+    """Pearson correlation of ranks."""
+    n = len(draws)
+    with _scratch((n_genes, n)) as values:
+        start = 0
+        for block in draws:
+            values[:, start : start + len(block)] = block.T
+            start += len(block)
+        for rows in _steps(n_genes, 32 * n):
+            # Centred by their known mean: multiples of one half, and sums of their products lose nothing.
+            values[rows] = rankdata(values[rows], axis=1) - (n + 1) / 2
+        products = np.zeros((n_genes, n_genes))
+        for observations in _steps(n, 16 * n_genes):
+            ranks = values[:, observations].astype(np.float64)
+            products += ranks @ ranks.T
+    return _normalise(products)
+
+
+def _normalise(products: np.ndarray) -> np.ndarray:
+    norms = np.sqrt(np.diagonal(products))
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    products *= inverse[:, None]
+    products *= inverse
+    np.clip(products, -1.0, 1.0, out=products)
+    np.fill_diagonal(products, 1.0)
+    return products
+
+
+def _steps(n: int, bytes_each: int) -> Iterator[slice]:
+    step = max(1, _WORK_BYTES // max(bytes_each, 1))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+
+
+@contextmanager
+def _scratch(shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Lend a float32 array, on disk if it is large."""
+    size = 4 * shape[0] * shape[1]
+    if size <= _IN_MEMORY_BYTES:
+        yield np.empty(shape, np.float32)
+        return
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if size > free:  # writing to a mapped file on a full disk would kill the process
+        message = (
+            f"Ranking {shape[1]:,} draws of {shape[0]:,} genes takes {size / 2**30:,.1f} GiB of disk, but {folder} has "
+            f"{free / 2**30:,.1f} GiB free. Use fewer genes or n_samples, correlation='pearson', or point TMPDIR "
+            "to a larger disk."
+        )
+        raise OptionError(message)
+    with tempfile.TemporaryFile() as file:
+        yield np.memmap(file, np.float32, "w+", shape=shape)

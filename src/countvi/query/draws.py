@@ -1,0 +1,113 @@
+"""Draws from the guide, and what is done with them, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from countvi import seeding
+from countvi.batch import Design
+from countvi.models._base import CountModel
+from countvi.nn.latent import Gaussian, Given, Latent
+
+# Keeps the streams of read-outs apart from those of training with the same seed.
+_QUERY = 0x71
+
+Counterfactual = tuple[int, int] | None
+"""A column of :attr:`Design.codes` and the code that every cell takes there; ``None``: the cell's own."""
+
+
+class Stream(IntEnum):
+    """What draws are for. Read-outs of different kinds share no random numbers; their numbers never change."""
+
+    STATES = 1
+    EXPRESSION = 2
+    RESAMPLED_CELLS = 3
+    EVIDENCE = 4
+    MARGINAL = 5
+    PREDICTIVE = 6
+    PARAMETERS = 7
+    LIBRARY = 8
+    CORRELATION = 9
+    CORRELATION_NOISE = 10
+
+
+def generator(seed: int, stream: Stream, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the generator of one kind of read-out."""
+    return seeding.generator(seed, _QUERY, int(stream), device=device)
+
+
+def under(design: Design, counterfactual: Counterfactual) -> Design:
+    """Return the design with every cell at one level of one covariate, or the design itself."""
+    return design if counterfactual is None else design.with_level(*counterfactual)
+
+
+def passes(n_samples: int, n_cells: int, chunk: int) -> Iterator[slice]:
+    """Cut samples into runs, such that samples times cells in a run is at most ``chunk`` (a run has at least one)."""
+    step = max(1, chunk // max(n_cells, 1))
+    for start in range(0, n_samples, step):
+        yield slice(start, min(start + step, n_samples))
+
+
+def draw(model: CountModel, q: Any, generator: torch.Generator, n_samples: int) -> Any:
+    """Draw latent variables, ``(n_samples, cells, ...)``; what is given has no samples axis.
+
+    Samples are drawn one by one, so that the same generator gives the same samples however they are cut into passes.
+    """
+    samples = [model.sample(q, generator) for _ in range(n_samples)]
+    return type(q)(
+        *(
+            values[0] if isinstance(latent, Given) else torch.stack(values)
+            for latent, values in zip(q, zip(*samples, strict=True), strict=True)
+        )
+    )
+
+
+def posterior_mean(q: Any) -> Any:
+    r"""Return latent variables at their posterior mean, ``(cells, ...)``.
+
+    A variable named ``log_x`` is set to the log of the posterior mean of x, :math:`m + v / 2`. As the expected counts
+    are proportional to the library size, they are then exact means over it.
+    """
+    return type(q)(*(_mean(name, latent) for name, latent in zip(q._fields, q, strict=True)))
+
+
+def log_natural_mean(latent: Latent) -> Tensor:
+    """Log of the posterior mean of x, given the distribution of log x."""
+    if isinstance(latent, Gaussian):
+        return latent.loc + 0.5 * latent.scale.square()
+    assert latent.value is not None
+    return latent.value
+
+
+def _mean(name: str, latent: Latent) -> Tensor:
+    if name.startswith("log_") or isinstance(latent, Given):
+        return log_natural_mean(latent)
+    return latent.loc
+
+
+class RunningMean:
+    """Mean over samples that arrive in passes, without keeping them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.value: Tensor | None = None
+
+    def add(self, block: Tensor) -> None:
+        """Take in ``(samples, ...)``."""
+        mean = block.mean(0)
+        self.count += block.shape[0]
+        # A running sum of thousands of float32 numbers loses digits; a running mean does not.
+        if self.value is None:
+            self.value = mean
+        else:
+            self.value += (mean - self.value) * (block.shape[0] / self.count)
+
+    def result(self) -> Tensor:
+        """Return the mean of all samples so far."""
+        assert self.value is not None, "the mean of no samples"
+        return self.value

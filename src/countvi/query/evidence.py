@@ -1,0 +1,125 @@
+"""How well a model explains cells: evidence lower bound, reconstruction, marginal likelihood."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from countvi import seeding
+from countvi.batch import Batch
+from countvi.models._base import CountModel
+from countvi.query.cells import Cells, map_cells
+from countvi.query.draws import Stream, draw, generator, passes
+
+
+def elbo(model: CountModel, cells: Cells, seed: int = seeding.DEFAULT_SEED) -> np.ndarray:
+    """Evidence lower bound of each cell from one posterior draw.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        Cells to score.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(cells,)``, float64, in nats, larger is better. The KL terms count in full (no warm-up weight); terms
+        of global variables are not part of it.
+    """
+    source = generator(seed, Stream.EVIDENCE, cells.device)
+
+    def bound(batch: Batch) -> tuple[Tensor]:
+        return (_wide(model.elbo(batch, source).per_cell),)
+
+    return map_cells(model, cells, bound)[0]
+
+
+def reconstruction(model: CountModel, cells: Cells, seed: int = seeding.DEFAULT_SEED) -> dict[str, np.ndarray]:
+    """Reconstruction error of each cell from one posterior draw, the same draw as :func:`elbo` makes with that seed.
+
+    Returns
+    -------
+    dict
+        By modality, the negative log-likelihood given the latent variables: shape ``(cells,)``, float64, in nats,
+        smaller is better.
+    """
+    source = generator(seed, Stream.EVIDENCE, cells.device)
+    names: list[str] = []
+
+    def errors(batch: Batch) -> list[Tensor]:
+        log_lik = model.elbo(batch, source).log_lik
+        names[:] = log_lik
+        return [-_wide(value) for value in log_lik.values()]
+
+    values = map_cells(model, cells, errors)
+    return dict(zip(names, values, strict=True))
+
+
+def marginal_log_likelihood(
+    model: CountModel,
+    cells: Cells,
+    *,
+    n_samples: int = 1000,
+    samples_per_pass: int | None = None,
+    seed: int = seeding.DEFAULT_SEED,
+) -> np.ndarray:
+    r"""Log-probability of each cell's counts with the latent variables integrated out, by importance sampling.
+
+    .. math::
+
+        \log p(x) \approx \log \frac1S \sum_{s=1}^S \frac{p(x \mid u_s)\, p(u_s)}{q(u_s \mid x)},
+        \qquad u_s \sim q(u \mid x)
+
+    over all latent variables u that are inferred (z, and the library size if it is). Densities are those of z itself,
+    also if the cell state is a transformed z. The estimate is a lower bound on average, and tightens with the number
+    of samples.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        Cells to score.
+    n_samples
+        Number of draws per cell.
+    samples_per_pass
+        How many of them are decoded together; it bounds the memory and does not change the result. ``None`` lets the
+        chunk of ``cells`` decide.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(cells,)``, float64, in nats, larger is better.
+    """
+    source = generator(seed, Stream.MARGINAL, cells.device)
+
+    def evidence(batch: Batch) -> tuple[Tensor]:
+        q, p = model.guide(batch), model.prior(batch.design)
+        total = torch.full((batch.n_cells,), -math.inf, dtype=torch.float64)
+        bound = (batch.n_cells, cells.chunk) if samples_per_pass is None else (1, samples_per_pass)
+        for run in passes(n_samples, *bound):
+            n = run.stop - run.start
+            latents = draw(model, q, source, n)
+            log_weight = torch.zeros(n, batch.n_cells, dtype=torch.float64)
+            for name, likelihood in model.generate(latents, batch.design).items():
+                log_weight += _wide(likelihood.log_prob(batch.counts[name]))
+            for posterior, prior, value in zip(q, p, latents, strict=True):
+                log_weight += _wide(prior.log_prob(value) - posterior.log_prob(value))
+            total = torch.logaddexp(total, log_weight.logsumexp(0))
+        return (total - math.log(n_samples),)
+
+    return map_cells(model, cells, evidence)[0]
+
+
+def _wide(value: Tensor) -> Tensor:
+    # On the CPU first: not every accelerator has float64.
+    return value.cpu().double()

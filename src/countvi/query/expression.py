@@ -1,0 +1,181 @@
+"""Expected expression: counts without the noise of sampling, at a depth and in a batch of choice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from countvi import seeding
+from countvi.batch import RNA, Batch, Design
+from countvi.models._base import CountModel
+from countvi.query.cells import Cells, Sink, Writable, evaluation
+from countvi.query.draws import (
+    Counterfactual,
+    RunningMean,
+    Stream,
+    draw,
+    generator,
+    passes,
+    posterior_mean,
+    under,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Expression:
+    """What to compute from latent variables."""
+
+    model: CountModel
+    modality: str
+    genes: Tensor | None
+    counterfactuals: Sequence[Counterfactual]
+    library_size: float | None
+
+    def __call__(self, latents: Any, design: Design) -> Tensor:
+        """Return expression averaged over counterfactuals, ``(*samples, cells, genes)``."""
+        total: Tensor | None = None
+        for counterfactual in self.counterfactuals:
+            rate = self.model.generate(latents, under(design, counterfactual))[self.modality].rate
+            values = rate.mean if self.library_size is None else rate.scale
+            values = values if self.genes is None else values.index_select(-1, self.genes)
+            total = values if total is None else total + values
+        assert total is not None, "an average over no counterfactual"
+        # Scaled once, after the sum: a factor inside the loop would be easy to apply again and again.
+        return total * ((1.0 if self.library_size is None else self.library_size) / len(self.counterfactuals))
+
+
+def normalized_expression(  # noqa: PLR0913 (a read-out)
+    model: CountModel,
+    cells: Cells,
+    *,
+    modality: str = RNA,
+    genes: np.ndarray | None = None,
+    counterfactuals: Sequence[Counterfactual] = (None,),
+    library_size: float | None = 1.0,
+    n_samples: int = 1,
+    return_mean: bool = True,
+    use_z_mean: bool = False,
+    seed: int = seeding.DEFAULT_SEED,
+    out: Writable | None = None,
+) -> Any:
+    """Expected expression of each cell.
+
+    Cells are encoded as they are and decoded under each counterfactual; the same draws serve all counterfactuals.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        Cells to decode.
+    modality
+        Which of the model's modalities.
+    genes
+        Columns of the counts to return, in this order; ``None`` for all.
+    counterfactuals
+        Covariate levels to decode under, ``(column, code)`` each; the results are averaged. ``None`` in it stands for
+        the cells' own levels.
+    library_size
+        Multiplies the expected frequencies. They sum to one over all genes of a cell, unless the model has size
+        factors: its decoder then ends in a softplus, and the numbers are relative to the size factor. ``None``
+        decodes at the cell's own library size or size factor, which gives the expected counts of the negative
+        binomial, before dropout.
+    n_samples
+        Number of posterior draws per cell.
+    return_mean
+        Average over the draws.
+    use_z_mean
+        Decode the posterior mean of z instead of draws of it, at the posterior mean of the library size. Deterministic;
+        ``n_samples`` and ``seed`` play no part.
+    seed
+        Seed of the draws.
+    out
+        Array to write into, of the shape of the result, instead of a new one.
+
+    Returns
+    -------
+    array
+        ``out``, or a float32 ndarray: ``(cells, genes)``, or ``(samples, cells, genes)`` if more than one sample is
+        drawn and not averaged.
+
+    Raises
+    ------
+    OptionError
+        If ``out`` does not have that shape or cannot hold fractions. Raised before anything is computed.
+    """
+    columns = None if genes is None else torch.as_tensor(np.asarray(genes), dtype=torch.int64, device=cells.device)
+    n_genes = cells.n_features(modality) if columns is None else columns.shape[0]
+    averaged = return_mean or use_z_mean or n_samples == 1
+    sink = Sink((len(cells), n_genes) if averaged else (n_samples, len(cells), n_genes), out)
+    expression = _Expression(model, modality, columns, counterfactuals, library_size)
+    source = generator(seed, Stream.EXPRESSION, cells.device)
+    with evaluation(model):
+        for block, batch in cells:
+            if use_z_mean:
+                sink.write(expression(posterior_mean(model.guide(batch)), batch.design), block)
+            elif averaged:
+                sink.write(_mean_over_draws(expression, batch, n_samples, cells.chunk, source), block)
+            else:
+                q = model.guide(batch)
+                for run in passes(n_samples, batch.n_cells, cells.chunk):
+                    latents = draw(model, q, source, run.stop - run.start)
+                    sink.write(expression(latents, batch.design), run, block)
+    return sink.out
+
+
+def sampled_expression(  # noqa: PLR0913 (a read-out)
+    model: CountModel,
+    cells: Cells,
+    *,
+    n_samples_overall: int,
+    modality: str = RNA,
+    genes: np.ndarray | None = None,
+    counterfactuals: Sequence[Counterfactual] = (None,),
+    library_size: float | None = 1.0,
+    seed: int = seeding.DEFAULT_SEED,
+    out: Writable | None = None,
+) -> Any:
+    """Expected expression of a population: cells drawn with replacement, one posterior draw for each.
+
+    Only the cells that were drawn are encoded and decoded.
+
+    Parameters
+    ----------
+    model, cells, modality, genes, counterfactuals, library_size, seed, out
+        As in :func:`normalized_expression`.
+    n_samples_overall
+        Number of draws.
+
+    Returns
+    -------
+    array
+        ``out``, or a float32 ndarray, shape ``(n_samples_overall, genes)``. Rows are independent draws in no order.
+    """
+    source = generator(seed, Stream.RESAMPLED_CELLS)
+    chosen = torch.randint(len(cells), (n_samples_overall,), generator=source).numpy()
+    return normalized_expression(
+        model,
+        dataclasses.replace(cells, rows=cells.rows[chosen]),
+        modality=modality,
+        genes=genes,
+        counterfactuals=counterfactuals,
+        library_size=library_size,
+        seed=seed,
+        out=out,
+    )
+
+
+def _mean_over_draws(
+    expression: _Expression, batch: Batch, n_samples: int, chunk: int, source: torch.Generator
+) -> Tensor:
+    q = expression.model.guide(batch)
+    mean = RunningMean()
+    for run in passes(n_samples, batch.n_cells, chunk):
+        mean.add(expression(draw(expression.model, q, source, run.stop - run.start), batch.design))
+    return mean.result()

@@ -1,0 +1,193 @@
+"""What the model says about counts not yet seen: draws of counts, and the parameters of their distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from countvi import seeding
+from countvi.batch import RNA, Batch, CountBlock
+from countvi.likelihoods import CountLikelihood, Normal
+from countvi.models._base import CountModel
+from countvi.nn.latent import Given
+from countvi.query.cells import Cells, Sink, evaluation, map_cells
+from countvi.query.draws import (
+    Counterfactual,
+    RunningMean,
+    Stream,
+    draw,
+    generator,
+    log_natural_mean,
+    passes,
+    under,
+)
+
+
+def posterior_predictive(
+    model: CountModel,
+    cells: Cells,
+    *,
+    modality: str = RNA,
+    genes: np.ndarray | None = None,
+    counterfactual: Counterfactual = None,
+    n_samples: int = 1,
+    seed: int = seeding.DEFAULT_SEED,
+) -> list[sp.csr_array] | list[np.ndarray]:
+    """Draw new counts for each cell: latent variables from the posterior, then counts given them.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        Cells to draw for.
+    modality
+        Which of the model's modalities.
+    genes
+        Columns of the counts to return, in this order; ``None`` for all.
+    counterfactual
+        Covariate level to draw under, ``(column, code)``; ``None`` for the cells' own.
+    n_samples
+        Number of draws per cell.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    list
+        For each sample a sparse array of integer-valued floats, shape ``(cells, genes)``. With the normal likelihood,
+        whose draws are not counts and never zero, a dense ndarray.
+    """
+    columns = None if genes is None else torch.as_tensor(np.asarray(genes), dtype=torch.int64, device=cells.device)
+    source = generator(seed, Stream.PREDICTIVE, cells.device)
+    blocks: list[list[Any]] = [[] for _ in range(n_samples)]
+    dense = False
+    with evaluation(model):
+        for _, batch in cells:
+            q = model.guide(batch)
+            design = under(batch.design, counterfactual)
+            for run in passes(n_samples, batch.n_cells, cells.chunk):
+                likelihood = model.generate(draw(model, q, source, run.stop - run.start), design)[modality]
+                counts = likelihood.sample(generator=source)
+                counts = counts if columns is None else counts.index_select(-1, columns)
+                dense = isinstance(likelihood, Normal)
+                for sample, drawn in zip(range(run.start, run.stop), counts, strict=True):
+                    blocks[sample].append(drawn.cpu().numpy() if dense else _to_csr(drawn))
+    if dense:
+        return [np.concatenate(parts) for parts in blocks]
+    return [sp.csr_array(sp.vstack(parts, format="csr")) for parts in blocks]
+
+
+def likelihood_parameters(
+    model: CountModel,
+    cells: Cells,
+    *,
+    modality: str = RNA,
+    n_samples: int = 1,
+    give_mean: bool = False,
+    seed: int = seeding.DEFAULT_SEED,
+) -> dict[str, np.ndarray]:
+    """Parameters of the distribution of each count, from posterior draws.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        Cells to decode.
+    modality
+        Which of the model's modalities.
+    n_samples
+        Number of posterior draws per cell.
+    give_mean
+        Average over the draws.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    dict
+        Float32 arrays of shape ``(cells, genes)``, or ``(samples, cells, genes)`` if more than one sample is drawn
+        and not averaged. ``"mean"``: expected counts (before dropout). ``"dispersions"``: inverse dispersion theta,
+        where counts are negative binomial. ``"dropout"``: probability of dropout, with zero inflation.
+        ``"standard_deviation"``: of the normal likelihood.
+    """
+    source = generator(seed, Stream.PARAMETERS, cells.device)
+    averaged = give_mean or n_samples == 1
+    sinks: dict[str, Sink] = {}
+
+    def write(name: str, block: Tensor, *index: slice) -> None:
+        if name not in sinks:
+            shape = (len(cells), block.shape[-1])
+            sinks[name] = Sink(shape if averaged else (n_samples, *shape))
+        sinks[name].write(block, *index)
+
+    with evaluation(model):
+        for block, batch in cells:
+            q = model.guide(batch)
+            means: dict[str, RunningMean] = {}
+            for run in passes(n_samples, batch.n_cells, cells.chunk):
+                latents = draw(model, q, source, run.stop - run.start)
+                for name, value in _parameters(model.generate(latents, batch.design)[modality]).items():
+                    if averaged:
+                        means.setdefault(name, RunningMean()).add(value)
+                    else:
+                        write(name, value, run, block)
+            for name, mean in means.items():
+                write(name, mean.result(), block)
+    return {name: sink.out for name, sink in sinks.items()}
+
+
+def library_size(
+    model: CountModel, cells: Cells, *, give_mean: bool = True, seed: int = seeding.DEFAULT_SEED
+) -> np.ndarray:
+    """Library size of each cell in counts: inferred where the model infers it, otherwise what was observed or given.
+
+    Parameters
+    ----------
+    model
+        A model with a latent variable ``log_library``.
+    cells
+        Cells to encode.
+    give_mean
+        Return the posterior mean (of the library size, not the exponential of the mean of its log); otherwise one draw.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(cells, 1)``. Zero for an empty cell whose library size is observed.
+    """
+    source = generator(seed, Stream.LIBRARY, cells.device)
+
+    def library(batch: Batch) -> tuple[Tensor]:
+        posterior = model.guide(batch).log_library
+        exact = give_mean or isinstance(posterior, Given)
+        log_library = log_natural_mean(posterior) if exact else posterior.rsample(source)
+        return (log_library.exp().unsqueeze(-1),)
+
+    return map_cells(model, cells, library)[0]
+
+
+def _to_csr(counts: Tensor) -> sp.csr_array:
+    # On the device, so that only what is not zero travels.
+    block = CountBlock.from_dense(counts)
+    parts = (block.values.cpu().numpy(), block.columns.cpu().numpy(), block.offsets.cpu().numpy())
+    return sp.csr_array(parts, shape=tuple(counts.shape))
+
+
+def _parameters(likelihood: CountLikelihood) -> dict[str, Tensor]:
+    mean = likelihood.rate.mean
+    values = {"mean": mean}
+    if likelihood.theta is not None:
+        values["dispersions"] = likelihood.theta.expand_as(mean)
+    if likelihood.dropout_probability is not None:
+        values["dropout"] = likelihood.dropout_probability.expand_as(mean)
+    if isinstance(likelihood, Normal):
+        values["standard_deviation"] = likelihood.log_scale.exp().expand_as(mean)
+    return values

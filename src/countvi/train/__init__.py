@@ -1,0 +1,26 @@
+"""Training: one loop for every model."""
+
+from countvi.train.callbacks import Callback, Progress
+from countvi.train.config import EarlyStopping, LoopConfig, TrainingPlan, default_max_epochs, scvi_tools_plan
+from countvi.train.feed import Feed
+from countvi.train.guard import NonFiniteStep, Offender
+from countvi.train.history import Row
+from countvi.train.loop import FitResult, fit
+from countvi.train.progress import progress_callback
+
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "Feed",
+    "FitResult",
+    "LoopConfig",
+    "NonFiniteStep",
+    "Offender",
+    "Progress",
+    "Row",
+    "TrainingPlan",
+    "default_max_epochs",
+    "fit",
+    "progress_callback",
+    "scvi_tools_plan",
+]

@@ -1,0 +1,222 @@
+"""How a model is trained, as plain values.
+
+:class:`TrainingPlan` is what ``plan_kwargs`` of ``train`` fills in: the optimiser, the learning-rate schedule and the
+KL warm-up. :class:`LoopConfig` adds what belongs to one call: epochs, seed, stopping, checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from countvi.errors import OptionError, choose, did_you_mean
+from countvi.train.schedules import Constant, KlWarmup, OneCycle, Schedule
+
+_SCHEDULES: dict[str, type[Schedule]] = {"one-cycle": OneCycle, "constant": Constant}
+_DEFAULT_LR = {"one-cycle": 1e-2, "constant": 1e-3}
+
+# Optimiser steps after which held-out likelihood stopped improving on data sets of 700 to 6,000 cells; see docs/training.md.
+_TARGET_STEPS = 1_000
+_MIN_EPOCHS = 10
+_MAX_EPOCHS = 400
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Optimiser, learning rate and KL warm-up.
+
+    Parameters
+    ----------
+    schedule
+        ``"one-cycle"``: the learning rate rises to ``lr`` and falls to zero within the run. ``"constant"``: as
+        scvi-tools.
+    lr
+        Peak learning rate; default 0.01 for one-cycle, 0.001 for constant.
+    optimizer
+        ``"Adam"`` (weight decay as an L2 penalty, as scvi-tools) or ``"AdamW"``.
+    weight_decay, eps
+        Of the optimiser.
+    kl_warmup_fraction
+        The KL weight rises linearly from ``min_kl_weight`` to ``max_kl_weight`` over this share of the run's steps, so
+        it always ends within the run.
+    n_epochs_kl_warmup, n_steps_kl_warmup
+        Length of the warm-up in epochs or in steps instead (as scvi-tools, whose default is 400 epochs). A warm-up
+        longer than the run is honoured, with a warning.
+    min_kl_weight, max_kl_weight
+        Ends of the warm-up.
+    reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_min, lr_scheduler_metric
+        Multiply the learning rate by ``lr_factor`` once the metric has not improved by ``lr_threshold`` for
+        ``lr_patience`` epochs.
+    gradient_clip_val
+        Largest gradient norm; ``None`` does not clip.
+    """
+
+    schedule: str = "one-cycle"
+    lr: float | None = None
+    optimizer: str = "Adam"
+    weight_decay: float = 1e-6
+    eps: float = 0.01
+    kl_warmup_fraction: float = 0.3
+    n_epochs_kl_warmup: int | None = None
+    n_steps_kl_warmup: int | None = None
+    min_kl_weight: float = 0.0
+    max_kl_weight: float = 1.0
+    reduce_lr_on_plateau: bool = False
+    lr_factor: float = 0.6
+    lr_patience: int = 30
+    lr_threshold: float = 0.0
+    lr_min: float = 0.0
+    lr_scheduler_metric: str = "elbo_validation"
+    gradient_clip_val: float | None = None
+
+    def __post_init__(self) -> None:
+        choose("plan_kwargs['schedule']", self.schedule, _SCHEDULES)
+        choose("plan_kwargs['optimizer']", self.optimizer, {"Adam": None, "AdamW": None})
+        for name in ("eps", "lr", "gradient_clip_val", "lr_factor"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                message = f"plan_kwargs[{name!r}] must be a positive number; got {value!r}."
+                raise OptionError(message)
+        if not 0.0 <= self.kl_warmup_fraction <= 1.0:
+            message = f"plan_kwargs['kl_warmup_fraction'] must lie between 0 and 1; got {self.kl_warmup_fraction!r}."
+            raise OptionError(message)
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any] | None) -> TrainingPlan:
+        """Build from a user's ``plan_kwargs``.
+
+        Raises
+        ------
+        OptionError
+            If a name is unknown, with the closest that exist.
+        """
+        kwargs = dict(kwargs or {})
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in kwargs:
+            if name not in known:
+                message = f"plan_kwargs has no entry {name!r}.{did_you_mean(name, known)} It takes: {', '.join(known)}."
+                raise OptionError(message)
+        return cls(**kwargs)
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at its highest."""
+        return _DEFAULT_LR[self.schedule] if self.lr is None else self.lr
+
+    def learning_rate(self, n_steps: int) -> Schedule:
+        """Schedule of the learning rate over a run of ``n_steps``."""
+        return _SCHEDULES[self.schedule](self.peak_lr, n_steps)
+
+    def kl_weight(self, n_steps: int, n_steps_per_epoch: int, restarted: bool) -> KlWarmup:
+        """Schedule of the KL weight.
+
+        Parameters
+        ----------
+        n_steps, n_steps_per_epoch
+            Length of the run and of an epoch in optimiser steps.
+        restarted
+            The model was trained before; its warm-up is over unless a length is asked for.
+        """
+        low, high = self.min_kl_weight, self.max_kl_weight
+        if self.n_epochs_kl_warmup is not None:
+            # scvi-tools evaluates the weight once per epoch.
+            return KlWarmup(low, high, self.n_epochs_kl_warmup * n_steps_per_epoch, every=n_steps_per_epoch)
+        if self.n_steps_kl_warmup is not None:
+            return KlWarmup(low, high, self.n_steps_kl_warmup)
+        return KlWarmup(low, high, 0 if restarted else math.ceil(self.kl_warmup_fraction * n_steps))
+
+
+def scvi_tools_plan() -> dict[str, Any]:
+    """``plan_kwargs`` that reproduce the schedule of scvi-tools: constant rate 0.001, KL warm-up over 400 epochs.
+
+    Together with ``max_epochs=min(round(20_000 / n_cells * 400), 400)``, which ``train`` picks by itself for this
+    schedule.
+    """
+    return {"schedule": "constant", "lr": 1e-3, "n_epochs_kl_warmup": 400}
+
+
+def default_max_epochs(n_cells: int, n_steps_per_epoch: int, plan: TrainingPlan) -> int:
+    """Epochs when the user names none.
+
+    With the one-cycle schedule, what takes about a thousand steps, within 10 to 400 epochs. With a constant rate, the
+    rule of scvi-tools: ``min(round(20_000 / n_cells * 400), 400)``.
+    """
+    if plan.schedule == "constant":
+        return max(1, min(round(20_000 / n_cells * 400), 400))
+    return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_TARGET_STEPS / n_steps_per_epoch)))
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when a held-out metric stops improving, and go back to the best weights.
+
+    Parameters
+    ----------
+    monitor
+        Column of the history, lower is better.
+    patience
+        Validations without improvement that are tolerated.
+    min_delta
+        Smallest change that counts as improvement, in nats per cell.
+    warmup_epochs
+        Epochs before counting starts. Counting never starts before the KL warm-up has ended: until then the objective
+        moves.
+    """
+
+    monitor: str = "elbo_validation"
+    patience: int = 45
+    min_delta: float = 0.0
+    warmup_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """One call of ``train``.
+
+    Parameters
+    ----------
+    max_epochs
+        Passes over the training cells.
+    seed
+        Seed of everything that is random in this run.
+    plan
+        Optimiser and schedules.
+    first_epoch
+        Number of the first epoch: how many the model was trained for before.
+    early_stopping
+        When to stop early, or ``None``.
+    check_val_every_n_epoch
+        Epochs between validations.
+    checkpoint_dir
+        Where to keep a checkpoint after every epoch, or ``None``.
+    resume
+        Continue from the checkpoint if there is one.
+    data
+        What identifies the data and how they are cut into minibatches; a run is only resumed on the same.
+    """
+
+    max_epochs: int
+    seed: int
+    plan: TrainingPlan
+    first_epoch: int = 0
+    early_stopping: EarlyStopping | None = None
+    check_val_every_n_epoch: int = 1
+    checkpoint_dir: Path | None = None
+    resume: bool = False
+    data: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to be continued, as JSON values."""
+        return {
+            "max_epochs": self.max_epochs,
+            "seed": self.seed,
+            "first_epoch": self.first_epoch,
+            "data": self.data,
+            "check_val_every_n_epoch": self.check_val_every_n_epoch,
+            "early_stopping": dataclasses.asdict(self.early_stopping) if self.early_stopping else None,
+            **{f"plan_kwargs[{name!r}]": value for name, value in dataclasses.asdict(self.plan).items()},
+        }

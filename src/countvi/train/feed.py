@@ -1,0 +1,36 @@
+"""What the loop needs from data: minibatches of training cells in a fixed order per epoch, and of held-out cells."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+
+from countvi.batch import Batch
+
+
+class Feed(ABC):
+    """A source of minibatches.
+
+    The order of an epoch is a function of the seed and the epoch alone, so that a resumed run sees what an
+    uninterrupted one sees. Several processes share an epoch: process ``rank`` of ``world`` takes every ``world``-th
+    minibatch.
+    """
+
+    n_train: int
+    """Number of training cells."""
+    n_validation: int
+    """Number of held-out cells."""
+
+    @abstractmethod
+    def n_steps(self, world: int = 1) -> int:
+        """Minibatches of an epoch per process."""
+
+    @abstractmethod
+    def train(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Minibatches of an epoch, each with the rows of its cells."""
+
+    @abstractmethod
+    def validation(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Minibatches of the held-out cells."""
