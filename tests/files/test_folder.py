@@ -157,7 +157,7 @@ def test_users_files_are_never_deleted(tmp_path):
 
 def test_users_files_beside_a_model_are_never_deleted(saved):
     (saved / "notes.txt").write_text("mine")
-    with pytest.raises(OptionError, match="notes.txt"):
+    with pytest.raises(OptionError, match=r"notes\.txt"):
         write_model(saved, make_manifest("second"), make_tensors(2.0), overwrite=True)
     assert (saved / "notes.txt").read_text() == "mine"
     assert holds(saved) == "first"
@@ -334,7 +334,7 @@ def test_folder_of_something_else(tmp_path):
 
 def test_folder_of_scvi_tools(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"PK")
-    with pytest.raises(FileFormatError, match="use countvi.io.load_scvi_tools"):
+    with pytest.raises(FileFormatError, match=r"use countvi\.io\.load_scvi_tools"):
         read_model(tmp_path)
 
 

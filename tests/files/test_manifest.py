@@ -212,7 +212,7 @@ def test_missing_migration():
 
 
 def test_migration_of_a_damaged_manifest():
-    with pytest.raises(FileFormatError, match="not a whole manifest of format 1.*'model'"):
+    with pytest.raises(FileFormatError, match=r"not a whole manifest of format 1.*'model'"):
         Manifest.from_json(make().to_json(), migrations={1: rename_class}, latest=2)
 
 

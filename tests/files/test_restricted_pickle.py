@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import pickle
 import struct
@@ -317,28 +318,24 @@ def test_attributes_set_on_names_do_not_outlive_the_file(target, attribute):
     payload = (
         b"\x80\x02" + target + b"N}" + key + b"ccollections\nOrderedDict\ns\x86b0N."
     )  # BUILD with (None, {key: X})
-    try:
+    with contextlib.suppress(FileFormatError):
         load(payload)
-    except FileFormatError:
-        pass
     test_dictionaries_become_plain()
     test_arrays(ARRAYS[0], 2)
     test_tensors((2,), (1,), 10, [10.0, 11.0])
     test_history_frames()
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"\x80\x02Nr\xff\xff\xff\x7f.",
-        b"\x80\x02Np2000000000\n.",
-        b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"abc.",
-        b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"abc.",
-    ],
-)
-def test_a_pickle_cannot_announce_more_than_it_holds(payload):
-    with pytest.raises(FileFormatError, match="model.pt is damaged"):
+@pytest.mark.parametrize("payload", [b"\x80\x02Nr\xff\xff\xff\x7f.", b"\x80\x02Np2000000000\n."])
+def test_a_memo_cannot_be_larger_than_the_pickle(payload):
+    with pytest.raises(FileFormatError, match=r"memo of at most [0-9]+ entries"):
         load(payload)
+
+
+@pytest.mark.parametrize("operation", [b"\x80\x05\x96", b"\x80\x04\x8e", b"\x80\x04\x8d"])
+def test_text_and_bytes_cannot_be_longer_than_the_pickle(operation):
+    with pytest.raises(FileFormatError, match=r"model\.pt is damaged"):
+        load(operation + struct.pack("<Q", 2**40) + b"abc.")
 
 
 def test_names_left_as_values_are_refused():
@@ -357,7 +354,7 @@ def test_garbage_is_a_sentence(payload):
 def test_truncated():
     payload = pickle.dumps({"a": np.arange(3), "b": ["x"] * 3}, protocol=2)
     for stop in range(len(payload)):
-        with pytest.raises(FileFormatError, match="model.pt is damaged"):
+        with pytest.raises(FileFormatError, match=r"model\.pt is damaged"):
             load(payload[:stop])
 
 

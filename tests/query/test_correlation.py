@@ -7,6 +7,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from countvi.errors import OptionError
@@ -24,14 +25,14 @@ class Blocks(list):
         return sum(block.shape[0] for block in self)
 
 
-def blocks_of(values, size):
-    return Blocks(values[i : i + size].astype(np.float32) for i in range(0, len(values), size))
+def blocks_of(values, size, dtype=np.float32):
+    return Blocks(values[i : i + size].astype(dtype) for i in range(0, len(values), size))
 
 
 def reference(values, kind):
     if kind == "pearson":
         return np.corrcoef(values, rowvar=False)
-    return np.array([[stats.spearmanr(a, b).statistic for b in values.T] for a in values.T])
+    return stats.spearmanr(values).statistic
 
 
 @OPTIONS
@@ -70,10 +71,11 @@ def test_a_full_disk_is_a_sentence(monkeypatch):
 
 @OPTIONS
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1234.567])
-def test_a_gene_that_does_not_vary(kind, constant):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_gene_that_does_not_vary(kind, constant, dtype):
     values = np.random.default_rng(0).gamma(1.0, size=(50, 3))
     values[:, 1] = constant
-    result = STREAMING[kind](blocks_of(values, 7), 3)
+    result = STREAMING[kind](blocks_of(values, 7, dtype), 3)
     assert result[0, 1] == result[1, 0] == result[1, 2] == 0.0
     np.testing.assert_array_equal(np.diagonal(result), 1.0)
     assert result[0, 2] != 0.0
@@ -83,21 +85,24 @@ def test_a_gene_that_does_not_vary(kind, constant):
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "normal"])
 def test_against_simulation(tiny, witness, kind, likelihood):
     model, source = tiny.model(5, likelihood=likelihood), tiny.source(4, 5)
-    n = 2000
+    if likelihood in ("nb", "zinb"):
+        model.observe.log_theta.value.data += 1.5
+    n, repeats = 2000, 8
     result = feature_correlation(model, tiny.cells(source, 500), n_samples=n, correlation=kind)
     loc, variance = witness.posterior(model, source)
     rng = np.random.default_rng(0)
-    z = loc + np.sqrt(variance) * rng.standard_normal((n, *loc.shape))
-    mean = 1000 * witness.frequencies(model, z, source.codes[:, 0])
-    if likelihood in ("nb", "zinb"):
-        theta = witness.theta(model)
-        mean = rng.gamma(theta, mean / theta)
-    expected = reference(mean.reshape(-1, 5), kind)
-    # A correlation of 8000 draws has a standard error of at most 1 / sqrt(8000) = 0.011 with normal tails; Gamma
-    # tails are heavier.
-    tolerance = 0.06 if kind == "spearman" else 0.15
-    np.testing.assert_allclose(result, expected, atol=tolerance)
-    assert np.abs(expected - np.eye(5)).max() > 2 * tolerance, "the test cannot tell genes apart"
+    simulated = []
+    for _ in range(repeats):
+        z = loc + np.sqrt(variance) * rng.standard_normal((n, *loc.shape))
+        values = 1000 * witness.frequencies(model, z, source.codes[:, 0])
+        if likelihood in ("nb", "zinb"):
+            theta = witness.theta(model)
+            values = rng.gamma(theta, values / theta)
+        simulated.append(reference(values.reshape(-1, 5), kind))
+    expected, error = np.mean(simulated, 0), np.std(simulated, 0, ddof=1)
+    # The spread is itself estimated from few repeats: seven standard errors of a t with 7 degrees of freedom.
+    assert np.all(np.abs(result - expected) < 7 * np.sqrt(1 + 1 / repeats) * error + 1e-12)
+    assert np.abs(expected - np.eye(5)).max() > 20 * error.max(), "the test cannot tell genes apart"
 
 
 def test_poisson_correlates_the_expected_expression(tiny):
@@ -117,6 +122,22 @@ def test_matrices_are_averaged_over_counterfactuals(tiny, kind):
     both = feature_correlation(model, cells, counterfactuals=[(0, 0), (0, 2)], **options)
     assert np.abs(one - other).max() > 0.01
     np.testing.assert_allclose(both, (one + other) / 2, atol=1e-12)
+
+
+def test_counterfactuals_share_their_latent_variables(tiny, monkeypatch):
+    """Also where theta differs between batches, and with it what a Gamma draw takes from its stream."""
+    model, cells = tiny.model(dispersion="gene-batch"), tiny.cells(tiny.source(20, 6), 8)
+    drawn, generate = [], model.generate
+
+    def spy(latents, design):
+        drawn.append(latents.z.clone())
+        return generate(latents, design)
+
+    monkeypatch.setattr(model, "generate", spy)
+    feature_correlation(model, cells, counterfactuals=[(0, 0), (0, 2)], n_samples=4, correlation="pearson")
+    half = len(drawn) // 2
+    assert half > 4
+    assert all(torch.equal(a, b) for a, b in zip(drawn[:half], drawn[half:], strict=True))
 
 
 @OPTIONS

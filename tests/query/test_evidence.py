@@ -9,7 +9,8 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from countvi.batch import RNA
-from countvi.query import elbo, marginal_log_likelihood, reconstruction
+from countvi.query import elbo, evaluation, marginal_log_likelihood, reconstruction
+from countvi.query.draws import Stream, draw, generator
 
 
 def grid_weights(axis):
@@ -62,6 +63,26 @@ def test_reconstruction_is_the_mean_negative_log_likelihood(tiny, witness):
     mu = source.x.sum(1, keepdims=True) * witness.frequencies(model, z, source.codes[:, 0])
     expected = -witness.log_nb(source.x, mu, witness.theta(model)).sum(-1)
     assert np.all(np.abs(errors.mean(1) - expected.mean(0)) < 4.5 * np.sqrt(2) * expected.std(0) / np.sqrt(n))
+
+
+@pytest.mark.parametrize("logistic", [False, True])
+def test_marginal_is_the_mean_weight_of_its_draws(tiny, witness, logistic):
+    model, source = tiny.model(n_latent=3, library="latent", logistic=logistic), tiny.source(4, 6)
+    n = 3
+    with evaluation(model):
+        latents = draw(model, model.guide(source.batch(np.arange(4))), generator(9, Stream.MARGINAL), n)
+    z, log_library = latents.z.numpy().astype(float), latents.log_library.numpy().astype(float)
+    batch = source.codes[:, 0]
+    mu = np.exp(log_library)[..., None] * witness.frequencies(model, z, batch)
+    log_weight = witness.log_nb(source.x, mu, witness.theta(model)).sum(-1)
+    loc, variance = witness.posterior(model, source)
+    log_weight += (stats.norm.logpdf(z) - stats.norm.logpdf(z, loc, np.sqrt(variance))).sum(-1)
+    loc, variance = (a[:, 0] for a in witness.encode(model.library.encode, source.x))
+    prior = model.library.loc.numpy()[batch], model.library.scale.numpy()[batch]
+    log_weight += stats.norm.logpdf(log_library, *prior) - stats.norm.logpdf(log_library, loc, np.sqrt(variance))
+    values = marginal_log_likelihood(model, tiny.cells(source, 100), n_samples=n, seed=9)
+    assert values.dtype == np.float64
+    np.testing.assert_allclose(values, logsumexp(log_weight, axis=0) - np.log(n), rtol=1e-5)
 
 
 def test_marginal_by_quadrature(tiny, witness):

@@ -14,7 +14,7 @@ DIGITS = 50
 
 
 def log_nb(x: float, log_mu: float, log_theta: float) -> mp.mpf:
-    """log Gamma(x + theta) / (Gamma(theta) x!) (theta / (theta + mu))^theta (mu / (theta + mu))^x."""
+    """Logarithm of Gamma(x + theta) / (Gamma(theta) x!) (theta / (theta + mu))^theta (mu / (theta + mu))^x."""
     x, mu, theta = mp.mpf(x), mp.exp(log_mu), mp.exp(log_theta)
     log_total = mp.log(theta + mu)
     power = x * (mp.mpf(log_mu) - log_total) if x > 0 else mp.mpf(0)

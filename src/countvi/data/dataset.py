@@ -120,7 +120,8 @@ def bind(adata: AnnData, registry: Registry) -> Dataset:
     Parameters
     ----------
     adata
-        In memory or backed, a view or not; it is only read, and its counts are not copied if they are CSR.
+        In memory or backed, a view or not; it is only read. CSR counts are used where they lie, except that
+        AnnData itself copies those of a view in memory.
     registry
         What the model was set up with.
 

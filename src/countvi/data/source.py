@@ -92,7 +92,7 @@ class InMemorySource(CountSource):
             )
             warnings.warn(message, DataWarning, stacklevel=2)
             matrix = matrix.tocsr()
-        if matrix.dtype == np.float16:  # which scipy cannot index
+        if matrix.dtype == np.float16 or not matrix.dtype.isnative:  # which scipy cannot index
             matrix = matrix.astype(np.float32)
         # The plain class, whatever the user's: a view's own class would index the AnnData behind it.
         self._matrix: Any = sp.csr_matrix(matrix)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from countvi.models.scvi import SCVI as SCVIModel  # noqa: N811
 from countvi.batch import RNA, Factor
 from countvi.data import Registry
 from countvi.errors import OptionError, choose
+from countvi.models.scvi import SCVI as SCVIModel
 from countvi.nn import encoder, library, linear, mlp, observation
 from countvi.ops import Link
 
@@ -66,7 +66,10 @@ class SCVIOptions:
             message = f"dropout_rate must be at least 0 and less than 1; got {self.dropout_rate!r}."
             raise OptionError(message)
         if self.gene_likelihood == "poisson" and self.dispersion != "gene":
-            message = f"A Poisson likelihood has no dispersion, so dispersion={self.dispersion!r} has no meaning. Leave it out."
+            message = (
+                f"A Poisson likelihood has no dispersion, so dispersion={self.dispersion!r} has no meaning. Leave "
+                "it out."
+            )
             raise OptionError(message)
 
 

@@ -40,7 +40,10 @@ def resolve_rows(indices: Indices, obs_names: pd.Index) -> np.ndarray:
             raise MismatchError(message)
         return np.flatnonzero(values)
     if len(values) and not np.issubdtype(values.dtype, np.integer):
-        message = f"indices must be row numbers or a boolean mask; got {values.dtype}. For names, use adata.obs_names.get_indexer(names)."
+        message = (
+            f"indices must be row numbers or a boolean mask; got {values.dtype}. For names, use "
+            "adata.obs_names.get_indexer(names)."
+        )
         raise OptionError(message)
     values = values.astype(np.int64)
     outside = values[(values < -n_cells) | (values >= n_cells)]
@@ -71,7 +74,10 @@ def resolve_genes(gene_list: Sequence[str] | np.ndarray | None, names: Sequence[
     columns = pd.Index(names).get_indexer(pd.Index(wanted.astype(str)))
     unknown = wanted[columns < 0]
     if len(unknown):
-        message = f"{len(unknown):,} of {len(wanted):,} genes are not in the model: {shorten(unknown)}.{did_you_mean(unknown[0], names)}"
+        message = (
+            f"{len(unknown):,} of {len(wanted):,} genes are not in the model: "
+            f"{shorten(unknown)}.{did_you_mean(unknown[0], names)}"
+        )
         raise UnknownNameError(message)
     return columns.astype(np.int64)
 

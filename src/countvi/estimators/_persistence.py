@@ -16,24 +16,26 @@ from torch import Tensor, nn
 
 from countvi import data as data_layer
 from countvi import files
-from countvi.errors import DataWarning, FileFormatError, shorten
+from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
 from countvi.train import Row
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from countvi.estimators._base import CountEstimator
+    from countvi.estimators._trainable import Trainable
 
-    E = TypeVar("E", bound=CountEstimator)
+    E = TypeVar("E", bound=Trainable)
 
-ADATA_FILE = "adata.h5ad"
-"""Data saved beside a model."""
 _SPLIT = "split."
 _PACKAGES = ("countvi", "torch", "numpy", "scipy", "anndata")
 
 
-def save(model: CountEstimator, path: str | Path, *, overwrite: bool) -> None:
+def save(model: Trainable, path: str | Path, *, overwrite: bool, save_anndata: bool) -> None:
     """Write a model folder."""
+    adata = model.adata
+    if save_anndata and adata is None:
+        message = "save_anndata=True, but this model has no data: it was loaded without. Pass save_anndata=False."
+        raise OptionError(message)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
     if model._split is not None:
         parts = dataclasses.asdict(model._split)
@@ -53,7 +55,8 @@ def save(model: CountEstimator, path: str | Path, *, overwrite: bool) -> None:
         is_trained=model.is_trained,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    files.write_model(path, manifest, tensors, overwrite=overwrite)
+    write_data = adata.write_h5ad if save_anndata and adata is not None else None
+    files.write_model(path, manifest, tensors, overwrite=overwrite, write_data=write_data)
 
 
 def load(model_class: type[E], path: str | Path, adata: AnnData | Literal[False] | None, device: str) -> E:
@@ -65,7 +68,7 @@ def load(model_class: type[E], path: str | Path, adata: AnnData | Literal[False]
             f"countvi.{manifest.model_class}.load(...)."
         )
         raise FileFormatError(message)
-    saved = Path(path) / ADATA_FILE
+    saved = Path(path) / files.DATA_FILE
     if adata is None and saved.exists():
         import anndata
 
@@ -101,7 +104,10 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], path: str | Path
         raise FileFormatError(message)
     for name, tensor in expected.items():
         if tensor.shape != weights[name].shape:
-            message = f"{path}: {name} has shape {tuple(weights[name].shape)}; the model it describes needs {tuple(tensor.shape)}."
+            message = (
+                f"{path}: {name} has shape {tuple(weights[name].shape)}; the model it describes needs "
+                f"{tuple(tensor.shape)}."
+            )
             raise FileFormatError(message)
     module.load_state_dict(weights)
 
@@ -111,12 +117,13 @@ def _rows(history: dict[str, list[Any]]) -> list[Row]:
     return [{str(name): value for name, value in row.items() if pd.notna(value)} for row in table.to_dict("records")]
 
 
-def _known_split(model: CountEstimator, split: data_layer.Split) -> data_layer.Split | None:
+def _known_split(model: Trainable, split: data_layer.Split) -> data_layer.Split | None:
     """The saved split, unless the data at hand are other data."""
     if model._data is None or model._data.fingerprint() == model._fingerprint:
         return split
     message = (
-        "These are not the data this model was trained on, so its split into training and held-out cells does not apply; "
+        "These are not the data this model was trained on, so its split into training and held-out cells does "
+        "not apply; "
         "the next train() draws a new one."
     )
     warnings.warn(message, DataWarning, stacklevel=4)

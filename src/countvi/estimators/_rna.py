@@ -139,7 +139,7 @@ class RNAEstimator(CountEstimator, ABC):
         batch_size: int | None = None,
         seed: int = seeding.DEFAULT_SEED,
     ) -> np.ndarray:
-        """Return library sizes, shape ``(cells, 1)``: inferred (posterior mean, or a draw), observed, or the size factors."""
+        """Return library sizes, ``(cells, 1)``: inferred (posterior mean, or a draw), observed, or the size factors."""
         cells = self._cells(adata, indices, batch_size)
         return query.library_size(self.module, cells, give_mean=give_mean, seed=seed)
 
@@ -176,7 +176,10 @@ class RNAEstimator(CountEstimator, ABC):
         _training.check_size("n_samples", n_samples)
         counterfactuals = resolve_batches(transform_batch, self.registry)
         if len(counterfactuals) > 1:
-            message = "Counts are drawn in one batch at a time: the mean of draws from several batches is not a draw. Pass one."
+            message = (
+                "Counts are drawn in one batch at a time: the mean of draws from several batches is not a draw. "
+                "Pass one."
+            )
             raise OptionError(message)
         samples = query.posterior_predictive(
             self.module,
@@ -202,8 +205,9 @@ class RNAEstimator(CountEstimator, ABC):
         gene_list: Sequence[str] | None = None,
         seed: int = seeding.DEFAULT_SEED,
     ) -> pd.DataFrame:
-        """Return gene-gene correlations of denoised expression, with the biological overdispersion but without sampling
-        noise.
+        """Return gene-gene correlations of denoised expression.
+
+        Of gamma draws, that is with the biological overdispersion but without counting noise.
 
         Parameters
         ----------

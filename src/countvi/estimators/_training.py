@@ -60,7 +60,10 @@ class SplitRequest:
         if self.external_indexing is not None:
             parts = [np.asarray(part, dtype=np.int64) for part in self.external_indexing]
             if len(parts) not in (1, 2, 3):
-                message = f"external_indexing takes [train], [train, validation] or [train, validation, test]; got {len(parts)} parts."
+                message = (
+                    "external_indexing takes [train], [train, validation] or [train, validation, test]; got "
+                    f"{len(parts)} parts."
+                )
                 raise OptionError(message)
             empty = np.empty(0, dtype=np.int64)
             train, validation, test = (*parts, empty, empty)[:3]
@@ -93,8 +96,10 @@ def settle_split(current: Split | None, request: SplitRequest, n_cells: int, see
     if request.unspecific or same_split(current, request.make(n_cells, seed)):
         return current
     message = (
-        f"This model was trained on {len(current.train):,} cells with {len(current.validation):,} held out, and the split asked for now "
-        "is another one: cells held out before would be trained on. Leave train_size, validation_size and external_indexing out, or "
+        f"This model was trained on {len(current.train):,} cells with {len(current.validation):,} held out, and "
+        "the split asked for now "
+        "is another one: cells held out before would be trained on. Leave train_size, validation_size and "
+        "external_indexing out, or "
         "start from a new model."
     )
     raise OptionError(message)
@@ -231,8 +236,10 @@ def _explain(error: NonFiniteStep, data: Dataset) -> str:
         where.append(f"batch {data.registry.columns[0].categories[offender.batch_code]!r}")
     place = f" ({', '.join(where)})" if where else ""
     return (
-        f"Training stopped in epoch {error.epoch}: {offender.quantity} is not finite{place}, and halving the learning rate "
-        f"repeatedly did not help. Look at the counts there; if they are right, train with a lower plan_kwargs={{'lr': ...}} or with "
+        f"Training stopped in epoch {error.epoch}: {offender.quantity} is not finite{place}, and halving the "
+        "learning rate "
+        "repeatedly did not help. Look at the counts there; if they are right, train with a lower "
+        f"plan_kwargs={{'lr': ...}} or with "
         "plan_kwargs={'gradient_clip_val': 10}."
     )
 

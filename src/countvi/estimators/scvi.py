@@ -212,7 +212,8 @@ class SCVI(RNAEstimator):
         if observed and bool((summary.cell_totals < 0).any()):
             n_negative = int((summary.cell_totals < 0).sum())
             message = (
-                f"{n_negative:,} cells have a negative total, which cannot be a library size. Set up with size_factor_key "
+                f"{n_negative:,} cells have a negative total, which cannot be a library size. Set up with "
+                "size_factor_key "
                 "(a column of ones, say)."
             )
             raise DataError(message)

@@ -1,10 +1,11 @@
 """Saved models: the countvi model folder, and scvi-tools archives read without running their pickles."""
 
-from countvi.files.folder import MANIFEST_FILE, TENSORS_FILE, read_model, write_model
+from countvi.files.folder import DATA_FILE, MANIFEST_FILE, TENSORS_FILE, read_model, write_model
 from countvi.files.manifest import FORMAT_VERSION, MIGRATIONS, Manifest
 from countvi.files.scvi_archive import ScviArchive, read_scvi_archive
 
 __all__ = [
+    "DATA_FILE",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
     "MIGRATIONS",

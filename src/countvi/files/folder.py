@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,18 @@ from countvi.files.manifest import FORMAT_VERSION, Manifest, is_manifest
 
 TENSORS_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.json"
-_OURS = {TENSORS_FILE, MANIFEST_FILE}
+DATA_FILE = "adata.h5ad"
+_OURS = {TENSORS_FILE, MANIFEST_FILE, DATA_FILE}
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers leave these wherever a user looks
 
 
 def write_model(
-    path: str | os.PathLike[str], manifest: Manifest, tensors: Mapping[str, Tensor], *, overwrite: bool = False
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    *,
+    overwrite: bool = False,
+    write_data: Callable[[Path], None] | None = None,
 ) -> None:
     """Save a model as a folder; at any moment the old or the new model is whole.
 
@@ -45,6 +51,8 @@ def write_model(
         Any shapes, any device; stored densely from the CPU. The bytes depend on names and values only.
     overwrite
         Whether an existing countvi model may be replaced. Anything else that exists is never replaced.
+    write_data
+        Writes the data to the path it is given, to be kept with the model.
 
     Raises
     ------
@@ -75,6 +83,8 @@ def write_model(
         os.mkdir(staging)
         _write_file(staging / TENSORS_FILE, payload)
         _write_file(staging / MANIFEST_FILE, text.encode("ascii"))
+        if write_data is not None:
+            write_data(staging / DATA_FILE)
         _sync_folder(staging)
         _swap(staging, target, previous)
     except BaseException:

@@ -43,7 +43,7 @@ def read_counts(path: str | Path, *, backed: bool = False) -> AnnData:
 
         try:
             return anndata.read_h5ad(path, backed="r" if backed else None)
-        except (OSError, KeyError, anndata.io.IORegistryError if hasattr(anndata, "io") else OSError) as error:
+        except (OSError, KeyError, ValueError, anndata.io.IORegistryError) as error:
             message = f"{path} is not a readable .h5ad file: {error}"
             raise FileFormatError(message) from error
     if path.suffix == ".h5":

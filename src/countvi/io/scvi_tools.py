@@ -74,7 +74,10 @@ def _split_from_scvi(parts: list[Any], n_cells: int) -> data_layer.Split | None:
     try:
         return data_layer.split_from_indices(n_cells, train, validation, test)
     except ValueError:
-        message = "The training and held-out cells stored with this model do not fit the data given; train() will draw a new split."
+        message = (
+            "The training and held-out cells stored with this model do not fit the data given; train() will draw a "
+            "new split."
+        )
         warnings.warn(message, DataWarning, stacklevel=3)
         return None
 
@@ -170,7 +173,10 @@ def weights_from_scvi(state: Mapping[str, Tensor], template: Mapping[str, Tensor
     for name, old in template.items():
         value = _find(name, state, template)
         if value.shape != old.shape:
-            message = f"The weight for {name} has shape {tuple(value.shape)} in the file; this model expects {tuple(old.shape)}."
+            message = (
+                f"The weight for {name} has shape {tuple(value.shape)} in the file; this model expects "
+                f"{tuple(old.shape)}."
+            )
             raise MismatchError(message)
         weights[name] = value.to(old.dtype)
     return weights

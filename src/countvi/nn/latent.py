@@ -62,7 +62,7 @@ class Gaussian:
 class Given:
     """A quantity that is known, not inferred: an observed library size, a size factor.
 
-    It has no divergence from a prior, and as a prior it carries no value: what is given has no distribution in the model.
+    It has no divergence from a prior, and as a prior it carries no value: what is given has no distribution.
     """
 
     value: Tensor | None = None

@@ -6,6 +6,7 @@ ranks need all observations of a gene at once, so they are kept, on disk when th
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -135,7 +136,8 @@ class _Draws:
         if likelihood.theta is None:
             return mean
         theta = self._select(likelihood.theta).clamp(*_THETA_RANGE).expand_as(mean)
-        return torch._standard_gamma(theta.contiguous(), generator=noise) / theta * mean
+        gamma = torch._standard_gamma(theta, generator=noise)  # pyright: ignore[reportPrivateImportUsage]
+        return gamma / theta * mean
 
     def _select(self, values: Tensor) -> Tensor:
         return values if self.genes is None else values.index_select(-1, self.genes)
@@ -157,7 +159,9 @@ def _pearson(draws: _Draws, n_genes: int) -> np.ndarray:
         delta = block_mean - mean
         values -= block_mean
         products += values.T @ values
-        products += np.outer(delta, delta * (count * len(block) / (count + len(block))))
+        # Both factors alike keeps the matrix symmetric to the last bit.
+        shift = delta * math.sqrt(count * len(block) / (count + len(block)))
+        products += np.outer(shift, shift)
         count += len(block)
         mean += delta * (len(block) / count)
     return _normalise(products)
@@ -184,8 +188,7 @@ def _spearman(draws: _Draws, n_genes: int) -> np.ndarray:
 def _normalise(products: np.ndarray) -> np.ndarray:
     norms = np.sqrt(np.diagonal(products))
     inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    products *= inverse[:, None]
-    products *= inverse
+    products *= np.outer(inverse, inverse)
     np.clip(products, -1.0, 1.0, out=products)
     np.fill_diagonal(products, 1.0)
     return products

@@ -36,7 +36,7 @@ class Progress:
 
 
 class Callback(ABC):  # noqa: B024 - every hook is optional
-    """Base of callbacks: override the hooks you need. A hook that does nothing is not called in vain: it costs one call per epoch."""
+    """Base of callbacks: override the hooks you need."""
 
     def on_train_start(self, progress: Progress) -> None:  # noqa: B027
         """Before the first epoch."""

@@ -19,7 +19,7 @@ from countvi.train.schedules import Constant, KlWarmup, OneCycle, Schedule
 _SCHEDULES: dict[str, type[Schedule]] = {"one-cycle": OneCycle, "constant": Constant}
 _DEFAULT_LR = {"one-cycle": 1e-2, "constant": 1e-3}
 
-# Optimiser steps after which held-out likelihood stopped improving on data sets of 700 to 6,000 cells; see docs/training.md.
+# Steps after which held-out likelihood stopped improving on 700 to 6,000 cells; see docs/training.md.
 _TARGET_STEPS = 1_000
 _MIN_EPOCHS = 10
 _MAX_EPOCHS = 400

@@ -274,7 +274,8 @@ class _Run:
         if last < self.plan.max_kl_weight and self.kl_weight.every == 1:
             message = (
                 f"The KL warm-up of {self.kl_weight.n_steps:,} steps is longer than this run of "
-                f"{self.n_steps * self.config.max_epochs:,}: the KL weight ends at {last:.2f}. Leave n_steps_kl_warmup out to "
+                f"{self.n_steps * self.config.max_epochs:,}: the KL weight ends at {last:.2f}. Leave "
+                "n_steps_kl_warmup out to "
                 "warm up over the first 30% of the run."
             )
             warnings.warn(message, TrainingWarning, stacklevel=2)

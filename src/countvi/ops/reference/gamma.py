@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 _CUT = 16.0
-"""From here on the four terms of the asymptotic series leave less than 1e-13."""
+"""From here on the five terms of the asymptotic series leave less than 2e-16."""
 
 
 def binet(a: Tensor) -> Tensor:
     """Return the remainder s(a) of Stirling's formula for a > 0, in float64."""
     r = 1.0 / a.clamp(min=_CUT)
     r2 = r * r
-    series = r * (1 / 12 - r2 * (1 / 360 - r2 * (1 / 1260 - r2 / 1680)))
+    series = r * (1 / 12 - r2 * (1 / 360 - r2 * (1 / 1260 - r2 * (1 / 1680 - r2 / 1188))))
     a = a.clamp(max=_CUT)
     return torch.where(a < _CUT, a.lgamma() - (a - 0.5) * a.log() + a - 0.5 * math.log(2 * math.pi), series)
 
@@ -33,6 +33,6 @@ def binet_slope(a: Tensor) -> Tensor:
     """Return s'(a) = digamma(a) - log(a) + 1 / (2 a) for a > 0, in float64."""
     r = 1.0 / a.clamp(min=_CUT)
     r2 = r * r
-    series = -r2 * (1 / 12 - r2 * (1 / 120 - r2 * (1 / 252 - r2 / 240)))
+    series = -r2 * (1 / 12 - r2 * (1 / 120 - r2 * (1 / 252 - r2 * (1 / 240 - r2 / 132))))
     a = a.clamp(max=_CUT)
     return torch.where(a < _CUT, a.digamma() - a.log() + 0.5 / a, series)

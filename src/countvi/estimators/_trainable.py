@@ -1,0 +1,317 @@
+"""What every estimator does: hold data, train, save, load."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from countvi import data as data_layer
+from countvi import query, seeding
+from countvi.errors import MismatchError, NotSetUpError, NotTrainedError, OptionError
+from countvi.estimators import _persistence, _training
+from countvi.estimators._indices import Indices, resolve_rows
+from countvi.models._base import CountModel
+from countvi.train import Callback, EarlyStopping, Row, TrainingPlan, progress_callback
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from anndata import AnnData
+
+_QUERY_BATCH = 512
+
+
+class Trainable(ABC):
+    """Base of the estimators. Not made by hand: use :class:`countvi.SCVI` and its siblings.
+
+    Attributes
+    ----------
+    adata
+        The data of the model, or ``None`` after ``load`` without data.
+    module
+        The model itself, a :class:`torch.nn.Module`.
+    registry
+        What ``setup_anndata`` recorded: genes, categories, keys.
+    is_trained
+        Whether ``train`` has run.
+    """
+
+    def __init__(
+        self, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
+    ) -> None:
+        self.registry = registry
+        self.adata = adata
+        self.seed = seed
+        self.is_trained = False
+        self._init_args = dict(init_args)
+        self._data = data_layer.bind(adata, registry) if adata is not None else None
+        self._rows: list[Row] = []
+        self._split: data_layer.Split | None = None
+        self._fingerprint: str | None = None
+        if self._data is not None:
+            self._check_counts(self._data)
+        with seeding.forked(seed):
+            self.module = self._build(self._data)
+        self.module.eval()
+
+    @abstractmethod
+    def _build(self, dataset: data_layer.Dataset | None) -> CountModel:
+        """Assemble the model; without data where saved weights will follow."""
+
+    @abstractmethod
+    def _check_counts(self, dataset: data_layer.Dataset) -> None:
+        """Raise or warn where the counts do not suit the model."""
+
+    @classmethod
+    def _registry_of(cls, adata: AnnData) -> data_layer.Registry:
+        registry = data_layer.recall(cls, adata)
+        if registry is None:
+            message = (
+                f"This AnnData ({adata.n_obs:,} cells x {adata.n_vars:,} genes) is not set up for {cls.__name__}. Call "
+                f"{cls.__name__}.setup_anndata(adata, ...) on this object first; a copy or subset needs a call of "
+                "its own."
+            )
+            raise NotSetUpError(message)
+        return registry
+
+    # ---------------------------------------------------------------- training
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int = 128,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        external_indexing: Sequence[np.ndarray] | None = None,
+        early_stopping: bool = False,
+        early_stopping_monitor: str = "elbo_validation",
+        early_stopping_patience: int = 45,
+        early_stopping_min_delta: float = 0.0,
+        early_stopping_warmup_epochs: int = 0,
+        check_val_every_n_epoch: int = 1,
+        accelerator: str = "auto",
+        devices: Any = "auto",
+        strategy: str = "auto",
+        precision: str = "32-true",
+        seed: int | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+        logger: Any = None,
+        checkpoint_dir: str | Path | None = None,
+        resume: bool = False,
+        enable_progress_bar: bool = True,
+    ) -> None:
+        """Fit the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells; by default what takes about a thousand steps, 10 to 400 epochs.
+        batch_size
+            Cells per step.
+        train_size, validation_size
+            Shares of the cells to train on (0.9) and to hold out (the rest). What is left is the test set.
+        shuffle_set_split
+            Draw the split at random rather than by position.
+        external_indexing
+            Rows ``[train, validation, test]`` instead of shares.
+        early_stopping
+            Stop when the held-out metric stops improving, and keep the best weights.
+        early_stopping_monitor, early_stopping_patience, early_stopping_min_delta, early_stopping_warmup_epochs
+            Which column of the history, and how patient; see :class:`countvi.train.EarlyStopping`.
+        check_val_every_n_epoch
+            Epochs between validations.
+        accelerator, devices, strategy, precision
+            As in Lightning Fabric. ``"auto"`` takes one NVIDIA GPU if there is one, else the CPU; ``"32-true"``,
+            ``"64-true"``, ``"bf16-mixed"``.
+        seed
+            Of this run: split, order of cells, noise. Default: the model's.
+        plan_kwargs
+            Optimiser, learning rate, KL warm-up: the fields of :class:`countvi.train.TrainingPlan`.
+            ``countvi.train.scvi_tools_plan()`` gives the schedule of scvi-tools.
+        callbacks
+            :class:`countvi.train.Callback` objects.
+        logger
+            A Lightning Fabric logger, or several.
+        checkpoint_dir
+            Folder for a checkpoint after every epoch.
+        resume
+            Continue from the checkpoint in ``checkpoint_dir`` if there is one; the result is what an uninterrupted run
+            gives.
+        enable_progress_bar
+            Show progress: a bar in a terminal or notebook, else about ten lines.
+
+        Notes
+        -----
+        The split is drawn once per model and kept: training again never trains on cells held out before. Training again
+        continues from the present weights, without a second KL warm-up.
+
+        Raises
+        ------
+        OptionError
+            If an argument is outside what it may be.
+        NonFiniteError
+            If training cannot be kept finite; names the first offending quantity, gene, cell and batch.
+        """
+        stopping = EarlyStopping(
+            early_stopping_monitor, early_stopping_patience, early_stopping_min_delta, early_stopping_warmup_epochs
+        )
+        request = _training.TrainRequest(
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            split=_training.SplitRequest(train_size, validation_size, shuffle_set_split, external_indexing),
+            early_stopping=stopping if early_stopping else None,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            seed=self.seed if seed is None else seed,
+            plan=TrainingPlan.from_kwargs(plan_kwargs),
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            resume=resume,
+        )
+        fabric = _training.make_fabric(accelerator, devices, strategy, precision, logger)
+        hooks = [*progress_callback(enable_progress_bar), *callbacks]
+        dataset = self._need_data()
+        self._split, result = _training.train(
+            fabric, self.module, dataset, request, hooks, split=self._split, first_epoch=len(self._rows)
+        )
+        self.module.load_state_dict(result.weights)
+        self.module.float().eval()
+        self._rows.extend(result.rows)
+        self._fingerprint = dataset.fingerprint()
+        self.is_trained = True
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch over all runs, indexed by epoch.
+
+        ``elbo_train`` and ``elbo_validation`` are *negative* evidence lower bounds per cell in nats, lower is better,
+        as in scvi-tools; ``reconstruction_loss_*`` and ``kl_local_*`` are their two parts; ``kl_weight`` and ``lr`` are
+        the values at the end of the epoch; ``n_rollbacks`` counts steps undone because they were not finite;
+        ``seconds`` is the time the epoch took.
+        """
+        return pd.DataFrame(self._rows).rename_axis("epoch")
+
+    @property
+    def train_indices(self) -> np.ndarray:
+        """Rows of the cells that were trained on."""
+        return self._need_split().train
+
+    @property
+    def validation_indices(self) -> np.ndarray:
+        """Rows of the cells that were held out for validation."""
+        return self._need_split().validation
+
+    @property
+    def test_indices(self) -> np.ndarray:
+        """Rows of the cells that were neither trained on nor used for validation."""
+        return self._need_split().test
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.module.parameters()).device
+
+    def to_device(self, device: str | torch.device) -> None:
+        """Move the model."""
+        self.module.to(torch.device(device))
+
+    # ---------------------------------------------------------------- files
+
+    def save(self, dir_path: str | Path, *, overwrite: bool = False, save_anndata: bool = False) -> None:
+        """Write the model to a folder: weights in safetensors, everything else in JSON.
+
+        The folder appears whole or not at all; with ``overwrite`` the old model stays until the new one is complete.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        overwrite
+            Replace the model in the folder.
+        save_anndata
+            Write the data beside it as ``adata.h5ad``, for :meth:`load` to find.
+        """
+        _persistence.save(self, dir_path, overwrite=overwrite, save_anndata=save_anndata)
+
+    @classmethod
+    def load(cls, dir_path: str | Path, adata: AnnData | Literal[False] | None = None, *, device: str = "cpu") -> Self:
+        """Read a model that :meth:`save` wrote. Opening a folder runs no code from it.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        adata
+            Data for the read-outs; genes are matched by name and categories by value, no ``setup_anndata`` is needed.
+            ``None`` takes the data saved with the model, if any; ``False`` takes none.
+        device
+            Where to put the model.
+
+        Raises
+        ------
+        FileFormatError
+            If the folder is damaged, newer than this countvi, or of another class.
+        MismatchError
+            If ``adata`` lacks genes or has categories that the model does not know.
+        """
+        return _persistence.load(cls, dir_path, adata, device)
+
+    @classmethod
+    @abstractmethod
+    def _restore(
+        cls, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
+    ) -> Self:
+        """Make an estimator from what a manifest holds."""
+
+    # ---------------------------------------------------------------- helpers
+
+    def _cells(self, adata: AnnData | None, indices: Indices, batch_size: int | None) -> query.Cells:
+        if not self.is_trained:
+            message = f"This {type(self).__name__} is not trained yet. Call model.train() first."
+            raise NotTrainedError(message)
+        dataset = self._dataset(adata)
+        chunk = _QUERY_BATCH if batch_size is None else batch_size
+        _training.check_size("batch_size", chunk)
+        return query.Cells(dataset, resolve_rows(indices, dataset.obs_names), chunk, self.device)
+
+    def _dataset(self, adata: AnnData | None) -> data_layer.Dataset:
+        if adata is None or adata is self.adata:
+            return self._need_data()
+        return data_layer.bind(adata, self.registry)
+
+    def _obs_names(self, adata: AnnData | None) -> pd.Index:
+        return self._need_data().obs_names if adata is None else adata.obs_names
+
+    def _need_data(self) -> data_layer.Dataset:
+        if self._data is None:
+            message = f"This {type(self).__name__} has no data: it was loaded without. Pass adata=... here, or to load."
+            raise MismatchError(message)
+        return self._data
+
+    def _need_split(self) -> data_layer.Split:
+        if self._split is None:
+            message = (
+                f"This {type(self).__name__} has no split into training and held-out cells yet. Call model.train() "
+                "first."
+            )
+            raise NotTrainedError(message)
+        return self._split
+
+    def __repr__(self) -> str:
+        state = f"trained, {len(self._rows)} epochs" if self.is_trained else "not trained"
+        columns = [column for column in self.registry.columns if column.key is not None]
+        return "\n".join(
+            [
+                f"{type(self).__name__} ({state})",
+                *(f"  data: {len(m.feature_names):,} features in {m.location}" for m in self.registry.modalities),
+                *(f"  {c.role}: obs[{c.key!r}], {len(c.categories)} categories" for c in columns),
+                "  options: " + ", ".join(f"{name}={value!r}" for name, value in self._init_args.items()),
+            ]
+        )

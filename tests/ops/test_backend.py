@@ -1,0 +1,67 @@
+"""The choice of an implementation."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from countvi import ops
+from countvi.batch import CountBlock
+from countvi.errors import OptionError
+from countvi.ops import Link, _backend
+
+
+def test_auto_unless_told_otherwise() -> None:
+    assert ops.active_backend() == "auto"
+    with ops.backend("reference"):
+        assert ops.active_backend() == "reference"
+        with ops.backend("auto"):
+            assert ops.active_backend() == "auto"
+        assert ops.active_backend() == "reference"
+    assert ops.active_backend() == "auto"
+
+
+def test_an_error_inside_the_block_ends_the_choice() -> None:
+    with pytest.raises(ZeroDivisionError), ops.backend("reference"):
+        _ = 1 / 0
+    assert ops.active_backend() == "auto"
+
+
+def test_the_choice_is_the_threads_own() -> None:
+    seen = []
+    with ops.backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(ops.active_backend()))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_unknown_backend_names_those_that_exist() -> None:
+    with (
+        pytest.raises(OptionError, match=r"'auto', 'reference'; got 'refrence'. Did you mean 'reference'"),
+        ops.backend("refrence"),
+    ):
+        pass
+
+
+def test_every_operation_runs_on_the_backend_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    class Recorder:
+        def __getattr__(self, name: str):
+            return lambda *arguments: called.append((name, len(arguments)))
+
+    monkeypatch.setattr(_backend, "_BACKENDS", {"auto": None, "recorder": Recorder()})
+    a, counts, link = torch.zeros(1, 1), CountBlock.from_dense(torch.zeros(1, 1)), Link.SOFTMAX
+    with ops.backend("recorder"):
+        ops.log_scale(a, link)
+        ops.log_rate(a, a[0], link)
+        ops.negative_binomial(a, a[0], a, counts, link)
+        ops.zero_inflated_negative_binomial(a, a[0], a, a, counts, link)
+        ops.poisson(a, a[0], counts, link)
+        ops.normal(a, a[0], a, counts, link)
+        ops.sparse_linear(counts, a, None, False)
+    functions = {name for name in ops.__all__ if name not in {"Link", "active_backend", "backend"}}
+    assert {name for name, _ in called} == functions
