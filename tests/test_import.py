@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,6 @@ def test_a_wrong_name_is_answered_with_the_right_one() -> None:
 
 
 def test_the_version_is_the_installed_one() -> None:
-    metadata = pytest.importorskip("importlib.metadata")
     try:
         installed = metadata.version("countvi")
     except metadata.PackageNotFoundError:
@@ -105,8 +105,8 @@ def test_the_version_is_the_installed_one() -> None:
 
 LEAVES_ALONE = """
 import importlib, pkgutil, sys, warnings
-import anndata, h5py, lightning_fabric, matplotlib.pyplot, numpy, pandas, rich.progress, safetensors.torch, scipy.sparse
-import torch, torch.distributions, typer, yaml
+import anndata, h5py, lightning_fabric, matplotlib.pyplot, numpy, pandas, rich.progress, safetensors.torch
+import scipy.sparse, scipy.stats, torch, torch.distributions, typer, yaml
 
 def state():
     return {

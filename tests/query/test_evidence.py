@@ -90,7 +90,7 @@ def test_marginal_by_quadrature(tiny, witness):
     truth = [
         quadrature(witness, model, source.x[i], source.codes[i, 0], source.x[i].sum()) for i in range(source.n_cells)
     ]
-    cells = tiny.cells(source, 64)
+    cells = tiny.cells(source, 5000)
     check(model, cells, truth)
     assert np.all(
         elbo(model, tiny.cells(source, 500, rows=np.repeat(np.arange(5), 500))).reshape(5, -1).mean(1) < truth
@@ -102,7 +102,7 @@ def test_marginal_of_a_logistic_normal_by_quadrature(tiny, witness):
     truth = [
         quadrature(witness, model, source.x[i], source.codes[i, 0], source.x[i].sum()) for i in range(source.n_cells)
     ]
-    check(model, tiny.cells(source, 200), truth)
+    check(model, tiny.cells(source, 5000), truth)
 
 
 def test_marginal_with_an_inferred_library_by_quadrature(tiny, witness):
@@ -113,7 +113,7 @@ def test_marginal_with_an_inferred_library_by_quadrature(tiny, witness):
         m, s = model.library.loc[batch].item(), model.library.scale[batch].item()
         over_z = [quadrature(witness, model, x, batch, np.exp(m + s * u), 801) for u in axis]
         truth.append(logsumexp(grid_weights(axis) + np.array(over_z)))
-    check(model, tiny.cells(source, 200), truth)
+    check(model, tiny.cells(source, 5000), truth)
 
 
 @pytest.mark.parametrize("library", ["observed", "given", "latent"])

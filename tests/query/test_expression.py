@@ -164,12 +164,11 @@ def test_a_wrong_out_is_refused_before_computing(tiny, no_computing):
 
 def test_sampled_expression_is_a_mixture_over_cells(tiny):
     n = 4000
-    model, source = tiny.model(), tiny.source(6, 4)
-    model = tiny.model(4)
+    model, source = tiny.model(4), tiny.source(6, 4)
     cells = tiny.cells(source, 512, rows=np.array([1, 4, 5]))
     values = sampled_expression(model, cells, n_samples_overall=n)
     assert values.shape == (n, 4)
-    population = normalized_expression(model, cells, n_samples=n, return_mean=False).reshape(-1, 4)
+    population = normalized_expression(model, cells, n_samples=1000, return_mean=False).reshape(-1, 4)
     error = population.std(0) * np.sqrt(1 / n + 1 / len(population))
     assert np.all(np.abs(values.mean(0) - population.mean(0)) < 4.5 * error)
     asked = np.concatenate(source.requests[1:])  # the first request finds the number of genes
@@ -182,6 +181,11 @@ def test_sampled_expression_reads_no_more_cells_than_draws(tiny):
     values = sampled_expression(model, tiny.cells(source, 16), n_samples_overall=10, genes=np.array([2]))
     assert values.shape == (10, 1)
     assert sum(len(rows) for rows in source.requests) <= 12
+
+
+def test_sampled_expression_of_no_cells_is_refused(tiny):
+    with pytest.raises(OptionError, match="at least one cell to draw from"):
+        sampled_expression(tiny.model(), tiny.cells(tiny.source(3, 6), rows=np.array([], int)), n_samples_overall=2)
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "normal"])

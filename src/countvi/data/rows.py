@@ -121,9 +121,8 @@ def has_repeats(matrix: Any) -> bool:
     n_cells = matrix.shape[0]
     step = max(1, _CHUNK * n_cells // max(1, matrix.nnz))
     for start in range(0, n_cells, step):
-        chunk = matrix[start : start + step]
+        chunk = matrix[start : start + step]  # a copy, so that it can be sorted in place
         if not chunk.has_canonical_format:
-            chunk = chunk.copy()  # a slice shares the user's arrays, and sorting is in place
             chunk.sort_indices()
             if not chunk.has_canonical_format:
                 return True

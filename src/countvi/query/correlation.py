@@ -90,7 +90,7 @@ def feature_correlation(  # noqa: PLR0913 (a read-out)
     OptionError
         If ``correlation`` is neither of the two, or ranking needs more disk than there is.
     """
-    correlate = choose("correlation", correlation, {"spearman": _spearman, "pearson": _pearson})
+    correlate = choose("correlation_type", correlation, {"spearman": _spearman, "pearson": _pearson})
     columns = None if genes is None else torch.as_tensor(np.asarray(genes), dtype=torch.int64, device=cells.device)
     n_genes = cells.n_features(modality) if columns is None else columns.shape[0]
     total = np.zeros((n_genes, n_genes))
@@ -212,7 +212,7 @@ def _scratch(shape: tuple[int, int]) -> Iterator[np.ndarray]:
     if size > free:  # writing to a mapped file on a full disk would kill the process
         message = (
             f"Ranking {shape[1]:,} draws of {shape[0]:,} genes takes {size / 2**30:,.1f} GiB of disk, but {folder} has "
-            f"{free / 2**30:,.1f} GiB free. Use fewer genes or n_samples, correlation='pearson', or point TMPDIR "
+            f"{free / 2**30:,.1f} GiB free. Use fewer genes or n_samples, correlation_type='pearson', or point TMPDIR "
             "to a larger disk."
         )
         raise OptionError(message)

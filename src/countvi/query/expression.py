@@ -13,6 +13,7 @@ from torch import Tensor
 
 from countvi import seeding
 from countvi.batch import RNA, Batch, Design
+from countvi.errors import OptionError
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, Sink, Writable, evaluation
 from countvi.query.draws import (
@@ -156,7 +157,15 @@ def sampled_expression(  # noqa: PLR0913 (a read-out)
     -------
     array
         ``out``, or a float32 ndarray, shape ``(n_samples_overall, genes)``. Rows are independent draws in no order.
+
+    Raises
+    ------
+    OptionError
+        If there are no cells to draw from, or ``out`` does not fit.
     """
+    if not len(cells):
+        message = f"Drawing {n_samples_overall:,} cells needs at least one cell to draw from; none is selected."
+        raise OptionError(message)
     source = generator(seed, Stream.RESAMPLED_CELLS)
     chosen = torch.randint(len(cells), (n_samples_overall,), generator=source).numpy()
     return normalized_expression(

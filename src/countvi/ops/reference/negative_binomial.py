@@ -59,11 +59,12 @@ class _Entries(torch.autograd.Function):
         theta = log_theta.exp()
         grad_log_mu = grad_log_theta = None
         if ctx.needs_input_grad[0]:
-            slope = put_stored(softened.neg().expm1_().mul_(theta), ctx.stored.d_log_mu(), ctx.counts)
-            grad_log_mu = grad * slope
+            slope = softened.neg().expm1_().mul_(theta)
+            grad_log_mu = put_stored(slope, ctx.stored.d_log_mu(), ctx.counts).mul_(grad)
         if ctx.needs_input_grad[1]:
-            slope = put_stored(-theta * softplus_excess(softened), ctx.stored.d_log_theta(), ctx.counts)
-            grad_log_theta = (grad * slope).sum_to_size(log_theta.shape)
+            slope = softplus_excess(softened).mul_(-theta)
+            slope = put_stored(slope, ctx.stored.d_log_theta(), ctx.counts).mul_(grad)
+            grad_log_theta = slope.sum_to_size(log_theta.shape)
         return grad_log_mu, grad_log_theta, None
 
 

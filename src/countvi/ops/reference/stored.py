@@ -8,23 +8,21 @@ from countvi.batch import CountBlock
 from countvi.typing import CellsGenes
 
 
-def at_stored(parameter: Tensor, counts: CountBlock) -> Tensor:
+def at_stored(parameter: CellsGenes, counts: CountBlock) -> Tensor:
     """Return a parameter at the stored entries, in float64: they are few, and so is what this costs.
 
     Parameters
     ----------
     parameter
-        Shape ``(genes,)`` or ``(*samples, cells, genes)``.
+        Shape ``(*samples, cells, genes)``.
     counts
         Shape ``(cells, genes)``.
 
     Returns
     -------
     Tensor
-        Shape ``(nonzeros,)`` or ``(*samples, nonzeros)``.
+        Shape ``(*samples, nonzeros)``.
     """
-    if parameter.ndim == 1:
-        return parameter.double().index_select(0, counts.columns)
     return parameter.flatten(-2).index_select(-1, counts.flat_index).double()
 
 
