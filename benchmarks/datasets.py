@@ -79,5 +79,9 @@ def simulate(n_cells: int, n_genes: int, *, density: float = 0.1, n_types: int =
         frequency = np.exp(logits - logits.max(1, keepdims=True))
         rate = total[rows, None] * frequency / frequency.sum(1, keepdims=True)
         blocks.append(sp.csr_matrix(rng.poisson(rng.gamma(theta, rate / theta)).astype(np.float32)))
-    obs = pd.DataFrame({"batch": batch.astype(str), "cell_type": types.astype(str)}, index=[f"c{i}" for i in range(n_cells)])
-    return anndata.AnnData(sp.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]))
+    obs = pd.DataFrame(
+        {"batch": batch.astype(str), "cell_type": types.astype(str)}, index=[f"c{i}" for i in range(n_cells)]
+    )
+    return anndata.AnnData(
+        sp.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)])
+    )

@@ -119,7 +119,7 @@ def few_arguments(sources: Sequence[Source]) -> Iterator[str]:
             short = node.name
             # Public constructors, read-outs and commands: their arguments are the field's convention.
             is_constructor = short == "__init__" and is_public(name.removesuffix(".__init__"))
-            is_front = source.path.startswith(("estimators/", "cli/")) and is_public(name)
+            is_front = source.path.startswith(("estimators/", "cli/", "query/")) and is_public(name)
             if is_constructor or is_front or short.startswith("setup_") or re.fullmatch(r"train(_.*)?", short):
                 continue
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]

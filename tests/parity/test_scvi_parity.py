@@ -1,7 +1,8 @@
 """Models saved by scvi-tools 1.4.2, loaded by us, must compute what scvi-tools computed.
 
-The fixtures hold models with random weights over a covering selection of likelihood x dispersion x layers x covariates x encoder
-covariates x library x size factor, and what scvi-tools gets from them; ``make_scvi_fixtures.py`` wrote them.
+The fixtures hold models with random weights over a covering selection of likelihood x dispersion x layers x
+covariates x encoder covariates x library x size factor, and what scvi-tools gets from them;
+``make_scvi_fixtures.py`` wrote them.
 """
 
 from __future__ import annotations
@@ -97,7 +98,11 @@ def test_likelihood(case):
             # Near zero logits relative agreement means nothing; the probability is what is used.
             close(likelihood.dropout_probability, 1.0 / (1.0 + np.exp(-expected["dropout_logits"].astype(np.float64))))
         close(-likelihood.log_prob(batch.counts[RNA]), expected["reconstruction_loss"])
-        spread = likelihood.theta if case.arguments["init"].get("gene_likelihood") != "normal" else likelihood.log_scale.exp()
+        spread = (
+            likelihood.theta
+            if case.arguments["init"].get("gene_likelihood") != "normal"
+            else likelihood.log_scale.exp()
+        )
         if "theta" in expected:
             close(np.broadcast_to(np.asarray(spread), expected["theta"].shape), expected["theta"])
 

@@ -55,7 +55,7 @@ def resolve_rows(indices: Indices, obs_names: pd.Index) -> np.ndarray:
     return np.where(values < 0, values + n_cells, values)
 
 
-def resolve_genes(gene_list: Sequence[str] | np.ndarray | None, names: Sequence[str]) -> np.ndarray | None:
+def resolve_genes(gene_list: Sequence[str] | np.ndarray | None, names: Sequence[str] | np.ndarray) -> np.ndarray | None:
     """Return column numbers of genes in the order given; a boolean mask is accepted too.
 
     Raises
@@ -76,7 +76,7 @@ def resolve_genes(gene_list: Sequence[str] | np.ndarray | None, names: Sequence[
     if len(unknown):
         message = (
             f"{len(unknown):,} of {len(wanted):,} genes are not in the model: "
-            f"{shorten(unknown)}.{did_you_mean(unknown[0], names)}"
+            f"{shorten(unknown.tolist())}.{did_you_mean(unknown[0], names)}"
         )
         raise UnknownNameError(message)
     return columns.astype(np.int64)

@@ -13,7 +13,7 @@ import torch
 
 from countvi import data as data_layer
 from countvi import query, seeding
-from countvi.errors import MismatchError, NotSetUpError, NotTrainedError, OptionError
+from countvi.errors import MismatchError, NotSetUpError, NotTrainedError
 from countvi.estimators import _persistence, _training
 from countvi.estimators._indices import Indices, resolve_rows
 from countvi.models._base import CountModel
@@ -114,7 +114,7 @@ class Trainable(ABC):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default what takes about a thousand steps, 10 to 400 epochs.
+            Passes over the training cells; by default what takes about 600 steps, 15 to 100 epochs.
         batch_size
             Cells per step.
         train_size, validation_size

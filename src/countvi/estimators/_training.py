@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -203,7 +203,7 @@ def run(
     try:
         if fabric.strategy.launcher is None:
             return fit(fabric, model, feed, config, callbacks)
-        return _from_arrays(fabric.launch(_fit_in_process, model, feed, config, callbacks))
+        return _from_arrays(fabric.launch(cast("Any", _fit_in_process), model, feed, config, callbacks))
     except NonFiniteStep as error:
         raise NonFiniteError(_explain(error, data)) from None
 

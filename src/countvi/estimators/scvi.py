@@ -197,6 +197,7 @@ class SCVI(RNAEstimator):
         return build_scvi(self._options, self.registry, moments)
 
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
+        assert self.adata is not None
         normal = self._options.gene_likelihood == "normal"
         summary = dataset.summary(RNA)
         data_layer.check_counts(

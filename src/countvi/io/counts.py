@@ -43,7 +43,7 @@ def read_counts(path: str | Path, *, backed: bool = False) -> AnnData:
 
         try:
             return anndata.read_h5ad(path, backed="r" if backed else None)
-        except (OSError, KeyError, ValueError, anndata.io.IORegistryError) as error:
+        except Exception as error:  # a foreign file can fail in any way
             message = f"{path} is not a readable .h5ad file: {error}"
             raise FileFormatError(message) from error
     if path.suffix == ".h5":

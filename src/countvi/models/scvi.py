@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from countvi.batch import RNA, Batch, Design
 from countvi.likelihoods import CountLikelihood, Rate
@@ -20,12 +20,14 @@ from countvi.nn.observation import Observation
 from countvi.ops import Link
 from countvi.typing import CellsLatent
 
+T = TypeVar("T", Latent, Tensor)
 
-class Latents(NamedTuple):
-    """The latent variables of a cell."""
 
-    z: Latent
-    log_library: Latent
+class Latents(NamedTuple, Generic[T]):
+    """The latent variables of a cell: their distributions, or their values."""
+
+    z: T
+    log_library: T
 
 
 class SCVI(CountModel):
@@ -96,23 +98,23 @@ class SCVI(CountModel):
         self.link = link
         self.observe = observe
 
-    def guide(self, batch: Batch) -> Latents:
+    def guide(self, batch: Batch) -> Latents[Latent]:
         """q(z, log l | x)."""
         x, design = batch.counts[RNA], batch.design
         features = self.covariates(design) if self.encode_covariates else None
         return Latents(z=self.encode_z(x, features, design), log_library=self.library.guide(x, features, design))
 
-    def prior(self, design: Design) -> Latents:
+    def prior(self, design: Design) -> Latents[Latent]:
         """p(z, log l | s)."""
         zero = torch.zeros(design.n_cells, self.n_latent, device=design.codes.device, dtype=self.rho.weight.dtype)
         return Latents(z=Gaussian(loc=zero, scale=torch.ones_like(zero)), log_library=self.library.prior(design))
 
-    def generate(self, latents: Latents, design: Design) -> Mapping[str, CountLikelihood]:
+    def generate(self, latents: Latents[Tensor], design: Design) -> Mapping[str, CountLikelihood]:
         """p(x | z, l, s)."""
         hidden = self.decode(self.cell_state(latents), self.covariates(design), design)
         rate = Rate(logits=self.rho(hidden), log_library=latents.log_library, link=self.link)
         return {RNA: self.observe(rate, hidden, design)}
 
-    def cell_state(self, latents: Latents) -> CellsLatent:
+    def cell_state(self, latents: Latents[Tensor]) -> CellsLatent:
         """Return z, on the simplex with ``latent_distribution="ln"``."""
         return self.to_state(latents.z)

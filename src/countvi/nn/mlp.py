@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -107,15 +108,18 @@ class Mlp(nn.Module):
         rest = [Linear(config.n_hidden, config.n_hidden, 0, deep) for _ in range(config.n_layers - 1)]
         self.layers = nn.ModuleList(Block(linear, config) for linear in (first, *rest))
 
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.layers))
+
     def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
         """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_hidden)``."""
-        for block in self.layers:
+        for block in self._blocks():
             x = block.activate(block.linear(x, features, design))
         return x
 
     def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
         """Map sparse counts to ``(cells, n_hidden)``."""
-        first, *rest = self.layers
+        first, *rest = self._blocks()
         h = first.activate(first.linear.from_counts(counts, features, design, log1p))
         for block in rest:
             h = block.activate(block.linear(h, features, design))

@@ -38,7 +38,7 @@ _THETA_RANGE = (1e-30, 1e15)
 CorrelationType = Literal["spearman", "pearson"]
 
 
-def feature_correlation(  # noqa: PLR0913 (a read-out)
+def feature_correlation(
     model: CountModel,
     cells: Cells,
     *,

@@ -51,7 +51,7 @@ class _Expression:
         return total * ((1.0 if self.library_size is None else self.library_size) / len(self.counterfactuals))
 
 
-def normalized_expression(  # noqa: PLR0913 (a read-out)
+def normalized_expression(
     model: CountModel,
     cells: Cells,
     *,
@@ -130,7 +130,7 @@ def normalized_expression(  # noqa: PLR0913 (a read-out)
     return sink.out
 
 
-def sampled_expression(  # noqa: PLR0913 (a read-out)
+def sampled_expression(
     model: CountModel,
     cells: Cells,
     *,

@@ -17,12 +17,12 @@ from countvi.errors import OptionError, choose, did_you_mean
 from countvi.train.schedules import Constant, KlWarmup, OneCycle, Schedule
 
 _SCHEDULES: dict[str, type[Schedule]] = {"one-cycle": OneCycle, "constant": Constant}
-_DEFAULT_LR = {"one-cycle": 1e-2, "constant": 1e-3}
+_DEFAULT_LR = {"one-cycle": 2e-2, "constant": 1e-3}
 
 # Steps after which held-out likelihood stopped improving on 700 to 6,000 cells; see docs/training.md.
-_TARGET_STEPS = 1_000
-_MIN_EPOCHS = 10
-_MAX_EPOCHS = 400
+_TARGET_STEPS = 600
+_MIN_EPOCHS = 15
+_MAX_EPOCHS = 100
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainingPlan:
         ``"one-cycle"``: the learning rate rises to ``lr`` and falls to zero within the run. ``"constant"``: as
         scvi-tools.
     lr
-        Peak learning rate; default 0.01 for one-cycle, 0.001 for constant.
+        Peak learning rate; default 0.02 for one-cycle, 0.001 for constant.
     optimizer
         ``"Adam"`` (weight decay as an L2 penalty, as scvi-tools) or ``"AdamW"``.
     weight_decay, eps
@@ -142,7 +142,7 @@ def scvi_tools_plan() -> dict[str, Any]:
 def default_max_epochs(n_cells: int, n_steps_per_epoch: int, plan: TrainingPlan) -> int:
     """Epochs when the user names none.
 
-    With the one-cycle schedule, what takes about a thousand steps, within 10 to 400 epochs. With a constant rate, the
+    With the one-cycle schedule, what takes about 600 steps, within 15 to 100 epochs. With a constant rate, the
     rule of scvi-tools: ``min(round(20_000 / n_cells * 400), 400)``.
     """
     if plan.schedule == "constant":
