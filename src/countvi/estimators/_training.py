@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from countvi.train import (
     FitResult,
     LoopConfig,
     NonFiniteStep,
+    Row,
     TrainingPlan,
     default_max_epochs,
     fit,
@@ -181,6 +184,12 @@ def make_fabric(accelerator: str, devices: Any, strategy: str, precision: str, l
 
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cpu" and strategy in ("ddp_fork", "ddp_notebook"):
+        message = (
+            f"strategy={strategy!r} forks this process, which hangs once PyTorch's CPU threads have started. "
+            "Use one device, or strategy='ddp_spawn' in a script guarded by if __name__ == '__main__'."
+        )
+        raise OptionError(message)
     return Fabric(
         accelerator=accelerator,
         devices=1 if devices == "auto" else devices,
@@ -203,26 +212,21 @@ def run(
     try:
         if fabric.strategy.launcher is None:
             return fit(fabric, model, feed, config, callbacks)
-        return _from_arrays(fabric.launch(cast("Any", _fit_in_process), model, feed, config, callbacks))
+        # A partial, because Fabric would take arguments apart to look for modules.
+        work = partial(_fit_in_process, model=model, feed=feed, config=config, callbacks=callbacks)
+        weights, rows, stopped_early = fabric.launch(work)
+        return FitResult({name: torch.as_tensor(array) for name, array in weights.items()}, rows, stopped_early)
     except NonFiniteStep as error:
         raise NonFiniteError(_explain(error, data)) from None
 
 
 def _fit_in_process(
     fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, callbacks: Sequence[Callback]
-) -> FitResult:
-    result = fit(fabric, model, feed, config, callbacks)
-    # Tensors sent between processes live in shared memory that goes with the sender; arrays are copied.
-    weights: Any = {name: tensor.numpy() for name, tensor in result.weights.items()}
-    return FitResult(weights, result.rows, result.stopped_early)
-
-
-def _from_arrays(result: FitResult) -> FitResult:
-    return FitResult(
-        {name: torch.as_tensor(np.asarray(array)) for name, array in result.weights.items()},
-        result.rows,
-        result.stopped_early,
-    )
+) -> tuple[dict[str, np.ndarray], list[Row], bool]:
+    # A model sent to a process lies in memory that all of them share; each needs weights of its own to step on.
+    result = fit(fabric, copy.deepcopy(model), feed, config, callbacks)
+    # Tensors sent back would live in shared memory that goes with the process; arrays are copied.
+    return {name: tensor.numpy() for name, tensor in result.weights.items()}, result.rows, result.stopped_early
 
 
 def _explain(error: NonFiniteStep, data: Dataset) -> str:

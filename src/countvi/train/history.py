@@ -10,31 +10,34 @@ import torch
 from countvi.models.objective import Elbo
 
 
+def sums_of(elbo: Elbo) -> dict[str, torch.Tensor]:
+    """Sums of ELBO terms over the cells of a minibatch, without gradients; lower is better for each."""
+    n_cells = elbo.reconstruction.shape[-1]
+    sums = {
+        "elbo": -elbo.per_cell.sum(),
+        "reconstruction_loss": elbo.reconstruction.sum(),
+        "kl_local": elbo.divergence.sum(),
+        **{f"kl_{name}": kl.sum() for name, kl in elbo.kl.items()},
+    }
+    if len(elbo.log_lik) > 1:
+        sums |= {f"reconstruction_loss_{name}": -value.sum() for name, value in elbo.log_lik.items()}
+    if elbo.log_prior:
+        sums["kl_global"] = -torch.stack(list(elbo.log_prior.values())).sum() * n_cells
+    return {name: value.detach() for name, value in sums.items()}
+
+
 @dataclass
 class Tally:
-    """Sums of ELBO terms over cells, kept on the device until the end of an epoch so that no step waits for them."""
+    """Sums over the cells of an epoch, kept on the device until its end so that no step waits for them."""
 
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     n_cells: int = 0
 
-    def add(self, elbo: Elbo, kl_weight: float | None = None, loss: torch.Tensor | None = None) -> None:
+    def add(self, sums: Mapping[str, torch.Tensor], n_cells: int) -> None:
         """Take in one minibatch."""
-        n = elbo.reconstruction.shape[-1]
-        terms = {
-            "elbo": -elbo.per_cell.detach().sum(),
-            "reconstruction_loss": elbo.reconstruction.detach().sum(),
-            "kl_local": elbo.divergence.detach().sum(),
-            **{f"kl_{name}": kl.detach().sum() for name, kl in elbo.kl.items()},
-        }
-        if len(elbo.log_lik) > 1:
-            terms |= {f"reconstruction_loss_{name}": -value.detach().sum() for name, value in elbo.log_lik.items()}
-        if elbo.log_prior:
-            terms["kl_global"] = -torch.stack([value.detach() for value in elbo.log_prior.values()]).sum() * n
-        if loss is not None:
-            terms["loss"] = loss.detach() * n
-        for name, term in terms.items():
-            self.sums[name] = self.sums[name] + term if name in self.sums else term
-        self.n_cells += n
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.n_cells += n_cells
 
     def means(self) -> dict[str, float]:
         """Mean of each term over cells, in nats."""

@@ -11,22 +11,22 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from countvi import seeding
 from countvi.batch import Batch
 from countvi.errors import TrainingWarning
 from countvi.models._base import CountModel
-from countvi.models.objective import Elbo, Objective
+from countvi.models.objective import Objective
 from countvi.train.callbacks import Callback, Progress
 from countvi.train.checkpoint import RunState, read_checkpoint, write_checkpoint
 from countvi.train.config import LoopConfig
 from countvi.train.feed import Feed
 from countvi.train.guard import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_offender
-from countvi.train.history import Row, Tally, row_of
+from countvi.train.history import Row, Tally, row_of, sums_of
 from countvi.train.schedules import Plateau, Stopper
 
 if TYPE_CHECKING:
@@ -80,6 +80,28 @@ def fit(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, callb
     return _Run(fabric, model, feed, config, callbacks if fabric.is_global_zero else ()).run()
 
 
+class _Cells:
+    """Arguments of a step. Fabric takes collections apart to look for tensors; this object it passes on untouched."""
+
+    def __init__(self, batch: Batch, noise: torch.Generator, kl_weight: float) -> None:
+        self.batch, self.noise, self.kl_weight = batch, noise, kl_weight
+
+
+class _Step(nn.Module):
+    """The loss of a minibatch as a module: what Fabric wraps for mixed precision and several processes."""
+
+    def __init__(self, model: CountModel, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, cells: _Cells) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and sums over cells for the history."""
+        elbo = self.model.elbo(cells.batch, cells.noise)
+        loss = self.objective.loss(elbo, cells.kl_weight)
+        return loss, sums_of(elbo) | {"loss": loss.detach() * cells.batch.n_cells}
+
+
 class _Run:
     """State of one call of :func:`fit`."""
 
@@ -98,19 +120,18 @@ class _Run:
             weight_decay=self.plan.weight_decay,
             fused=fabric.device.type in ("cpu", "cuda"),
         )
-        self.step_model = self._wrap()
-        self.objective = Objective(n_cells=feed.n_train, annealed=model.annealed)
+        self.descent = self._wrap(_Step(model, Objective(n_cells=feed.n_train, annealed=model.annealed)))
         self.n_steps = feed.n_steps(self.world)
         total = self.n_steps * config.max_epochs
         self.learning_rate = self.plan.learning_rate(total)
         self.kl_weight = self.plan.kl_weight(total, self.n_steps, restarted=config.first_epoch > 0)
         self.state = self._start()
 
-    def _wrap(self) -> torch.nn.Module:
+    def _wrap(self, step: _Step) -> nn.Module:
         # On one device in full precision Fabric's wrapper does nothing but cost about 0.2 ms per step.
         if self.world == 1 and self.fabric._precision.precision in ("32-true", "64-true"):
-            return self.model
-        wrapped, self.optimizer = self.fabric.setup(self.model, self.optimizer)
+            return step
+        wrapped, self.optimizer = self.fabric.setup(step, self.optimizer)
         return wrapped
 
     def _start(self) -> RunState:
@@ -158,8 +179,7 @@ class _Run:
         tally = Tally()
         noise = seeding.generator(config.seed, _NOISE, epoch, self.rank, device=device)
         dropout = seeding.generator(config.seed, _DROPOUT, epoch, self.rank).initial_seed()
-        self.model.train()
-        self.step_model.train()
+        self.descent.train()
         with seeding.forked(dropout, device):
             for rows, batch in self.feed.train(epoch, self.rank, self.world):
                 self.step(batch.to(device, self.dtype), noise, tally, (epoch, rows))
@@ -182,8 +202,7 @@ class _Run:
     def step(self, batch: Batch, noise: torch.Generator, tally: Tally, where: tuple[int, object]) -> None:
         """Descend once, or roll back if the loss is not finite."""
         kl_weight = self.kl_weight(self.state.steps_done)
-        elbo: Elbo = self.step_model(batch, noise)
-        loss = self.objective.loss(elbo, kl_weight)
+        loss, sums = self.descent(_Cells(batch, noise, kl_weight))
         self.optimizer.zero_grad(set_to_none=True)
         finite = self._all_agree(bool(torch.isfinite(loss.detach())))
         if not finite:
@@ -193,14 +212,14 @@ class _Run:
                 self.snapshot = Snapshot(self.model, self.optimizer)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(self.state.steps_done)
-            if self.step_model is self.model:
+            if isinstance(self.descent, _Step):
                 loss.backward()
             else:
                 self.fabric.backward(loss)
             if self.plan.gradient_clip_val is not None:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip_val)
             self.optimizer.step()
-            tally.add(elbo, loss=loss)
+            tally.add(sums, batch.n_cells)
         self.state.steps_done += 1
 
     def roll_back(
@@ -222,7 +241,8 @@ class _Run:
         noise = seeding.generator(self.config.seed, _VALIDATION, self.rank, device=self.fabric.device)
         tally = Tally()
         for batch in self.feed.validation(self.rank, self.world):
-            tally.add(self.model.elbo(batch.to(self.fabric.device, self.dtype), noise))
+            elbo = self.model.elbo(batch.to(self.fabric.device, self.dtype), noise)
+            tally.add(sums_of(elbo), batch.n_cells)
         return self._means(tally)
 
     def take_note(self, row: Row) -> bool:
@@ -250,15 +270,21 @@ class _Run:
 
     def _means(self, tally: Tally) -> dict[str, float]:
         if self.world > 1:
-            total = self.fabric.all_reduce(torch.tensor(float(tally.n_cells)), reduce_op="sum")
-            tally.sums = {name: self.fabric.all_reduce(value, reduce_op="sum") for name, value in tally.sums.items()}  # type: ignore[misc]
-            tally.n_cells = int(total)  # type: ignore[arg-type]
+            # A process may have had no minibatch at all, but all must reduce the same names in the same order.
+            names = self.fabric.broadcast(list(tally.sums))
+            nothing = torch.zeros((), device=self.fabric.device, dtype=self.dtype)
+            tally.sums = {name: self._sum(tally.sums.get(name, nothing)) for name in names}
+            tally.n_cells = int(self._sum(nothing + tally.n_cells))
         return tally.means() if tally.n_cells else {"loss": math.nan, "elbo": math.nan}
 
     def _all_agree(self, finite: bool) -> bool:
         if self.world == 1:
             return finite
-        return bool(self.fabric.all_reduce(torch.tensor(float(finite)), reduce_op="sum") == self.world)
+        return bool(self._sum(torch.tensor(float(finite), device=self.fabric.device)) == self.world)
+
+    def _sum(self, value: Tensor) -> Tensor:
+        # Reduced in place, so on a copy.
+        return cast("Tensor", self.fabric.all_reduce(value.clone(), reduce_op="sum"))
 
     def _write_checkpoint(self) -> None:
         if self.config.checkpoint_dir is not None and self.fabric.is_global_zero:

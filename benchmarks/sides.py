@@ -1,0 +1,101 @@
+"""The two sides of every comparison, behind one small interface."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any
+
+import anndata
+import numpy as np
+
+
+class Side(ABC):
+    """One library."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, adata: anndata.AnnData, seed: int, **options: Any) -> Any:
+        """Set up and construct a model with its defaults and the given options."""
+
+    @abstractmethod
+    def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
+        """Fit on ``train``; ``max_epochs=None`` is the library's own default."""
+
+    @abstractmethod
+    def elbo(self, model: Any, rows: np.ndarray) -> float:
+        """Evidence lower bound per cell, mean over cells and five draws, nats; higher is better."""
+
+    @abstractmethod
+    def epochs(self, model: Any) -> int:
+        """How many epochs were run."""
+
+    def latent(self, model: Any) -> np.ndarray:
+        """Posterior means of all cells."""
+        return model.get_latent_representation()
+
+    def expression(self, model: Any, rows: np.ndarray) -> None:
+        """Normalised expression of some cells as an array."""
+        model.get_normalized_expression(indices=rows, return_numpy=True)
+
+
+def _batch_key(adata: anndata.AnnData) -> str | None:
+    return "batch" if "batch" in adata.obs and adata.obs["batch"].nunique() > 1 else None
+
+
+class Countvi(Side):
+    """Our side."""
+
+    name = "countvi"
+
+    def build(self, adata: anndata.AnnData, seed: int, **options: Any) -> Any:
+        import countvi
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", countvi.errors.DataWarning)
+            countvi.SCVI.setup_anndata(adata, batch_key=_batch_key(adata))
+            return countvi.SCVI(adata, seed=seed, **options)
+
+    def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
+        model.train(max_epochs, external_indexing=[train, validation], enable_progress_bar=False)
+
+    def elbo(self, model: Any, rows: np.ndarray) -> float:
+        return float(np.mean([model.get_elbo(indices=rows, seed=draw) for draw in range(5)]))
+
+    def epochs(self, model: Any) -> int:
+        return len(model.history)
+
+
+class ScviTools(Side):
+    """scvi-tools, as installed."""
+
+    name = "scvi-tools"
+
+    def build(self, adata: anndata.AnnData, seed: int, **options: Any) -> Any:
+        import scvi
+
+        scvi.settings.seed, scvi.settings.verbosity = seed, 40
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scvi.model.SCVI.setup_anndata(adata, batch_key=_batch_key(adata))
+            return scvi.model.SCVI(adata, **options)
+
+    def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
+        import logging
+
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        split = {"external_indexing": [train, validation, np.empty(0, dtype=int)]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.train(max_epochs, accelerator="cpu", datasplitter_kwargs=split, enable_progress_bar=False)
+
+    def elbo(self, model: Any, rows: np.ndarray) -> float:
+        return float(np.mean([float(model.get_elbo(indices=rows)) for _ in range(5)]))
+
+    def epochs(self, model: Any) -> int:
+        return len(model.history["elbo_train"])
+
+
+SIDES: tuple[Side, Side] = (Countvi(), ScviTools())
+"""Ours first."""
