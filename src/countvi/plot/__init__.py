@@ -1,0 +1,11 @@
+"""Pictures. Every function returns the Axes it drew on, and draws on ``ax`` if it is given one.
+
+Without ``ax`` a figure is made through pyplot, so that a notebook shows it. Style settings are left as they are.
+"""
+
+from __future__ import annotations
+
+from countvi.plot.latent import latent
+from countvi.plot.training import training_curves
+
+__all__ = ["latent", "training_curves"]
