@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from countvi.data import epoch_batches, even_batches
+from countvi.data import epoch_batches, epoch_pools, even_batches
 from countvi.errors import OptionError
 
 
@@ -67,3 +67,20 @@ def test_every_order_is_as_likely() -> None:
         times[np.arange(4), flat(epoch_batches(np.arange(4), 4, seed=0, epoch=epoch))] += 1
     # Each count is Binomial(4000, 1/4): mean 1000, standard deviation 27.4.
     assert np.abs(times - 1000).max() < 5 * 27.4
+
+
+@given(st.integers(0, 400), st.integers(1, 100), st.integers(1, 50), st.integers(0, 3))
+def test_pools_hold_every_row_once_in_file_order(n_rows: int, pool_size: int, run_length: int, epoch: int) -> None:
+    rows = np.arange(n_rows) * 3
+    pools = epoch_pools(rows, pool_size, run_length, 7, epoch)
+    assert all(len(pool) and (np.diff(pool) > 0).all() for pool in pools)
+    np.testing.assert_array_equal(np.sort(np.concatenate([*pools, np.empty(0, np.int64)])), rows)
+    again = epoch_pools(rows, pool_size, run_length, 7, epoch)
+    assert all(np.array_equal(a, b) for a, b in zip(pools, again, strict=True))
+
+
+def test_pools_are_near_the_size_asked_for_and_mix_the_file() -> None:
+    pools = epoch_pools(np.arange(10_000), 1_000, 50, 0, 0)
+    assert len(pools) == 10
+    assert all(900 <= len(pool) <= 1_100 and np.ptp(pool) > 5_000 for pool in pools)
+    assert not np.array_equal(pools[0], epoch_pools(np.arange(10_000), 1_000, 50, 0, 1)[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from countvi.data.dataset import Dataset, bind, prepare_query
-from countvi.data.loader import epoch_batches, even_batches
+from countvi.data.loader import epoch_batches, epoch_pools, even_batches
 from countvi.data.registry import Column, Modality, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.setup import SetupRecords, recall, remember, setup_anndata
@@ -26,6 +26,7 @@ __all__ = [
     "bind",
     "check_counts",
     "epoch_batches",
+    "epoch_pools",
     "even_batches",
     "make_split",
     "open_source",

@@ -20,7 +20,7 @@ from countvi.data.columns import codes_of, continuous_of, obs_column, size_facto
 from countvi.data.registry import Modality, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.setup import check_shape
-from countvi.data.source import CountSource, open_source
+from countvi.data.source import InMemorySource, CountSource, open_source
 from countvi.data.validate import CountSummary, summarize
 from countvi.errors import DataError, DataWarning, MismatchError, did_you_mean, shorten
 
@@ -81,6 +81,29 @@ class Dataset:
                 continuous=self.continuous[index],
                 size_factor=None if self.size_factor is None else self.size_factor[index],
             ),
+        )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all counts are in memory."""
+        return all(isinstance(source, InMemorySource) for source in self.sources.values())
+
+    def load(self, rows: NDArray[np.int64]) -> Dataset:
+        """Read some cells into memory, as a data set of their own.
+
+        Parameters
+        ----------
+        rows
+            Row numbers, shape ``(cells,)``; increasing order reads a file fastest.
+        """
+        index = torch.from_numpy(np.array(rows, dtype=np.int64))
+        return Dataset(
+            registry=self.registry,
+            sources={name: InMemorySource.from_block(source.take(rows)) for name, source in self.sources.items()},
+            codes=self.codes[index],
+            continuous=self.continuous[index],
+            size_factor=None if self.size_factor is None else self.size_factor[index],
+            obs_names=self.obs_names[rows],
         )
 
     def summary(self, modality: str) -> CountSummary:

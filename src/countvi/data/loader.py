@@ -65,3 +65,37 @@ def epoch_batches(rows: NDArray[np.int64], batch_size: int, seed: int, epoch: in
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(epoch,))
     return even_batches(np.random.default_rng(sequence).permutation(rows), batch_size)
+
+
+def epoch_pools(
+    rows: NDArray[np.int64], pool_size: int, run_length: int, seed: int, epoch: int
+) -> list[NDArray[np.int64]]:
+    """Cut rows into runs that lie together in a file, shuffle the runs, and gather them into pools.
+
+    For data that are read from a file: a pool is read in one go, mostly forwards, and shuffled in memory. A pool holds runs from all
+    over the file, so that a file sorted by batch or cell type still gives mixed minibatches.
+
+    Parameters
+    ----------
+    rows
+        Row numbers in increasing order, shape ``(cells,)``.
+    pool_size
+        Cells in a pool, roughly.
+    run_length
+        Cells in a run.
+    seed, epoch
+        The order is a function of these alone.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Rows of each pool, increasing.
+    """
+    if len(rows) == 0:
+        return []
+    runs = np.array_split(rows, math.ceil(len(rows) / run_length))
+    sequence = np.random.SeedSequence(seed, spawn_key=(epoch, 0))
+    order = np.random.default_rng(sequence).permutation(len(runs))
+    n_pools = min(len(runs), max(1, round(len(rows) / pool_size)))
+    groups = np.array_split(order, n_pools)
+    return [np.sort(np.concatenate([runs[i] for i in group])) for group in groups]

@@ -98,6 +98,12 @@ class InMemorySource(CountSource):
         self._matrix: Any = sp.csr_matrix(matrix)
         self._repeats = has_repeats(self._matrix)
 
+    @classmethod
+    def from_block(cls, block: CountBlock) -> InMemorySource:
+        """Keep the rows of a block."""
+        arrays = (block.values.numpy(), block.columns.numpy().astype(np.int32), block.offsets.numpy())
+        return cls(sp.csr_matrix(arrays, shape=(block.n_cells, block.n_features)))
+
     @property
     def n_cells(self) -> int:
         """Number of rows."""

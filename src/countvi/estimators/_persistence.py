@@ -51,7 +51,7 @@ def save(model: Trainable, path: str | Path, *, overwrite: bool, save_anndata: b
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
-        data_fingerprint=model._fingerprint,
+        data_fingerprint=model._training_fingerprint(),
         is_trained=model.is_trained,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

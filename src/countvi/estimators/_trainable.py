@@ -184,7 +184,7 @@ class Trainable(ABC):
         self.module.load_state_dict(result.weights)
         self.module.float().eval()
         self._rows.extend(result.rows)
-        self._fingerprint = dataset.fingerprint()
+        self._fingerprint = None  # of the data trained on; computed when it is needed, as it reads them all
         self.is_trained = True
 
     @property
@@ -294,6 +294,11 @@ class Trainable(ABC):
             message = f"This {type(self).__name__} has no data: it was loaded without. Pass adata=... here, or to load."
             raise MismatchError(message)
         return self._data
+
+    def _training_fingerprint(self) -> str | None:
+        if self._fingerprint is None and self._data is not None:
+            self._fingerprint = self._data.fingerprint()
+        return self._fingerprint
 
     def _need_split(self) -> data_layer.Split:
         if self._split is None:
