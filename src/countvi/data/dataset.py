@@ -20,7 +20,7 @@ from countvi.data.columns import codes_of, continuous_of, obs_column, size_facto
 from countvi.data.registry import Modality, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.setup import check_shape
-from countvi.data.source import InMemorySource, CountSource, open_source
+from countvi.data.source import CountSource, InMemorySource, open_source
 from countvi.data.validate import CountSummary, summarize
 from countvi.errors import DataError, DataWarning, MismatchError, did_you_mean, shorten
 

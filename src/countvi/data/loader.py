@@ -72,8 +72,8 @@ def epoch_pools(
 ) -> list[NDArray[np.int64]]:
     """Cut rows into runs that lie together in a file, shuffle the runs, and gather them into pools.
 
-    For data that are read from a file: a pool is read in one go, mostly forwards, and shuffled in memory. A pool holds runs from all
-    over the file, so that a file sorted by batch or cell type still gives mixed minibatches.
+    For data that are read from a file: a pool is read in one go, mostly forwards, and shuffled in memory. A pool holds
+    runs from all over the file, so that a file sorted by batch or cell type still gives mixed minibatches.
 
     Parameters
     ----------

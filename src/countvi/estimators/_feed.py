@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+
 import numpy as np
 
 from countvi.batch import Batch
@@ -18,8 +19,8 @@ _POOL, _RUN = 16_384, 256
 class DatasetFeed(Feed):
     """Minibatches of near-equal size, none above ``batch_size``, drawn without worker processes.
 
-    Cells in memory are shuffled freely. Cells on disk are read in pools, each a mixture of runs from all over the file, and
-    shuffled within a pool.
+    Cells in memory are shuffled freely. Cells on disk are read in pools, each a mixture of runs from all over the file,
+    and shuffled within a pool.
 
     Parameters
     ----------
