@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-_FILES = {"kang": "pbmc_kang_ctrl_stim.h5ad", "pbmc3k": "pbmc3k_10x.h5ad", "citeseq": "pbmc_citeseq_10k_5k.h5ad"}
+_FILES = {"kang": "pbmc_kang_ctrl_stim.h5ad", "pbmc3k": "pbmc3k_10x.h5ad"}
 
 
 def available() -> list[str]:

@@ -34,6 +34,8 @@ class Comparison:
         Held-out ELBO per cell (nats, higher is better) where a model was trained, per repeat.
     notes
         Sizes, epochs, and whatever else a reader needs.
+    data, n_genes
+        Real data set, and how many of its most variable genes.
     """
 
     work: str
@@ -43,6 +45,8 @@ class Comparison:
     elbo_ours: list[float] = field(default_factory=list)
     elbo_theirs: list[float] = field(default_factory=list)
     notes: str = ""
+    data: str = ""
+    n_genes: int | None = None
 
     @property
     def ratios(self) -> list[float]:

@@ -1,0 +1,47 @@
+"""Real cells: the defaults reach at least the held-out ELBO that scvi-tools reached on the same split and sizes.
+
+Reads the folder that COUNTVI_TEST_DATA names. What scvi-tools reached, with its own defaults and number of epochs, is
+recorded in ``benchmarks/results/quality.json`` by ``benchmarks/run.py``, whose data sets and splits these are.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+_RECORDED = json.loads((_BENCHMARKS / "results" / "quality.json").read_text())["comparisons"]
+_SEED = 0
+
+pytestmark = pytest.mark.data
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(_BENCHMARKS))
+    import datasets
+    import run
+    import sides
+
+    yield datasets, run, sides
+    for name in ("datasets", "run", "sides", "measure", "report"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("recorded", _RECORDED, ids=lambda row: row["data"])
+def test_defaults_reach_the_recorded_elbo(recorded, benchmark):
+    datasets, run, sides = benchmark
+    if recorded["data"] not in datasets.available():
+        pytest.skip("COUNTVI_TEST_DATA does not name a folder with this data set")
+    adata = datasets.load(recorded["data"], recorded["n_genes"])
+    train, held_out = run.halves(adata.n_obs, _SEED)
+    ours = sides.Countvi()
+    model = ours.build(adata, _SEED)
+    ours.train(model, train, held_out, None)
+    assert np.isfinite(model.history.to_numpy()).all()
+    assert model.history["n_rollbacks"].iloc[-1] == 0
+    assert ours.elbo(model, held_out) >= recorded["elbo_theirs"][_SEED]
