@@ -2,6 +2,9 @@
 
 BIN := .venv/bin
 STAMP := .venv/.installed$(subst /,-,$(subst $() ,_,$(CURDIR)))
+BENCH_STAMP := .venv-bench/.installed$(subst /,-,$(subst $() ,_,$(CURDIR)))
+SCVI_TOOLS := 1.4.2
+BENCH_ARGS ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
@@ -48,17 +51,21 @@ format: setup  ## rewrite the sources in the house format
 	$(BIN)/python -m ruff check --fix --exit-zero --quiet .
 	$(BIN)/python -m ruff format .
 
-bench: setup  ## time countvi side by side with scvi-tools
-	$(BIN)/python benchmarks/run.py
+bench: $(BENCH_STAMP)  ## time countvi side by side with scvi-tools (BENCH_ARGS='step import' for parts)
+	.venv-bench/bin/python benchmarks/run.py $(BENCH_ARGS)
 
-# A page that cannot be made is an error; that pdoc cannot resolve the fields of a NamedTuple is not.
-# It finds what countvi names in __all__ (io and plot) by itself, and complains when told twice.
-MODULES = $(filter-out io plot py,$(basename $(notdir $(wildcard src/countvi/[a-z]*))))
+# An environment of its own: scvi-tools brings many packages that countvi does without.
+$(BENCH_STAMP): pyproject.toml constraints.txt
+	@.venv-bench/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-bench
+	@echo "Installing countvi and scvi-tools $(SCVI_TOOLS) into .venv-bench; the first time takes a few minutes."
+	@.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]' 'torch==2.13.0'
+	@.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt 'scvi-tools==$(SCVI_TOOLS)'
+	@touch $@
 
 docs: setup  ## build the API reference into build/docs
 	$(BIN)/python -W error::UserWarning -W 'ignore:Error parsing type annotation:UserWarning' -m pdoc \
 	  --docformat numpy --math --output-directory build/docs countvi $(MODULES:%=countvi.%)
 
 clean:  ## remove what the targets made
-	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-bench build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
