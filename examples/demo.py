@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("build/demo")
 
-# Markers of B cells, T cells, natural killer cells and monocytes.
-GENES = ["CD79A", "CD3D", "NKG7", "LYZ"]
-
-NEXT_STEPS = """
-import anndata, countvi
-model = countvi.SCVI.load("{model}", anndata.read_h5ad("{counts}"))
-model.get_normalized_expression(library_size=10_000, gene_list={genes})
-""".strip()
-
 
 def recover_counts() -> AnnData:
     """Peripheral blood cells (Zheng et al. 2017) with raw counts in ``X``: 700 cells x 765 genes.
@@ -101,18 +92,9 @@ def main() -> None:
     print(f"{adata.n_obs} blood cells x {adata.n_vars} genes, raw counts: {counts}", flush=True)
     train(counts, run)
     draw(run, adata.obs["bulk_labels"].rename("cell type"), picture)
-    print(f"\nIn {FOLDER}:")
-    for path, what in (
-        (run / "training.png", "is the fit good? training and held-out ELBO"),
-        (picture, "the latent space, coloured by cell type"),
-        (run / "latent.h5ad", "the latent space as obsm['X_scVI'], for scanpy"),
-        (run / "history.csv", "the numbers behind training.png"),
-        (run / "model", "the model"),
-    ):
-        print(f"  {path.relative_to(FOLDER)!s:18} {what}")
-    print("\nNext, in Python:\n")
-    steps = NEXT_STEPS.format(model=(run / "model").as_posix(), counts=counts.as_posix(), genes=GENES)
-    print("\n".join(f"  {line}" for line in steps.splitlines()))
+    print("\nTwo pictures to look at:")
+    print(f"  {run / 'training.png'}  is the fit good? the ELBO of training and held-out cells")
+    print(f"  {picture}        the latent space, coloured by cell type")
 
 
 if __name__ == "__main__":

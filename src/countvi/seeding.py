@@ -9,12 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
+from countvi.errors import OptionError
+
 DEFAULT_SEED = 0
 """Used wherever a user gives no seed: the same call twice gives the same bits."""
+
+
+def checked(seed: Any) -> int:
+    """Return a user's seed as an int.
+
+    Raises
+    ------
+    OptionError
+        If it is not a whole number of at least zero that fits into 63 bits.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        message = f"seed must be a whole number of at least 0 (and below 2**63); got {seed!r}."
+        raise OptionError(message)
+    return int(seed)
 
 
 @contextmanager
@@ -49,7 +66,12 @@ def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> to
         Numbers that name the stream (an epoch, a purpose). Different names give independent streams.
     device
         Where the generator draws.
+
+    Raises
+    ------
+    OptionError
+        If the seed cannot be one.
     """
     # Mixing through SeedSequence keeps streams apart; seed + epoch would make (0, 1) and (1, 0) the same stream.
-    state = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, dtype=np.uint64)
+    state = np.random.SeedSequence(checked(seed), spawn_key=stream).generate_state(1, dtype=np.uint64)
     return torch.Generator(device=device).manual_seed(int(state[0]))

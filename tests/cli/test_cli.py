@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import anndata
 import h5py
@@ -16,6 +19,7 @@ import yaml
 
 import countvi
 from countvi.cli import main
+from countvi.cli._train import kept_elbo
 
 SMALL = ["--max-epochs", "2", "--n-hidden", "8", "--n-latent", "2", "--quiet"]
 
@@ -98,6 +102,11 @@ def test_the_command_line_beats_the_config(cells, tmp_path):
         (["CELLS", "--out", "o", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["CELLS", "--out", "o", "--write-h5ad", "CELLS"], "would replace the input"),
         (["CELLS", "--out", "CELLS"], "is a file"),
+        (["CELLS", "--out", "o", "--write-h5ad", "o/latent.h5ad"], "has the place of a result"),
+        (["CELLS", "--out", "o", "--write-h5ad", "."], "is a folder"),
+        (["CELLS", "--out", "o", "--seed", "-1"], "seed must be at least 0"),
+        (["CELLS", "--out", "o", "--accelerator", "gpuu"], "'auto', 'cpu', 'cuda', 'mps'"),
+        (["CELLS", "--out", "o", "--train-size", "1.5"], "train_size must be above 0"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(arguments, sentence, cells, tmp_path, monkeypatch, capsys):
@@ -108,11 +117,24 @@ def test_what_a_user_can_mend_is_one_sentence(arguments, sentence, cells, tmp_pa
     assert sentence in said
     assert said.startswith("countvi: ")
     assert "Traceback" not in said
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("n-hiden: 3", "Did you mean 'n-hidden'?"), ("- 1", "must hold options"), ("a: [", "not readable YAML")],
+    [
+        ("n-hiden: 3", "Did you mean 'n-hidden'?"),
+        ("- 1", "must hold options"),
+        ("a: [", "not readable YAML"),
+        ("train-size: most", "train-size must be a number; got 'most'."),
+        ("n-latent: 2.5", "n-latent must be a whole number; got 2.5."),
+        ("n-layers: true", "n-layers must be a whole number; got True."),
+        ("encode-covariates: 'no'", "encode-covariates must be true or false; got 'no'."),
+        ("batch-key: no", "batch-key must be text; got False. Put it in quotes."),
+        ("layer: [raw]", "layer must be text; got ['raw']."),
+        ("seed: -1", "seed must be at least 0; got -1."),
+        ("n-latent: 2\nn_latent: 3", "twice"),
+    ],
 )
 def test_a_bad_config(content, sentence, cells, tmp_path, capsys):
     config = tmp_path / "run.yaml"
@@ -132,6 +154,120 @@ def test_nothing_is_replaced_unasked(cells, tmp_path, capsys):
     assert run("train", "scvi", cells, "--out", out, "--overwrite", *SMALL) == 0
     assert (out / "notes.txt").read_text() == "mine"
     assert (out / "history.csv").read_text() != "old"
+
+
+@pytest.mark.parametrize(
+    "mistake", [["--batch-key", "donr"], ["--n-latent", "0"], ["--batch-size", "0"], ["--train-size", "2"]]
+)
+def test_a_mistake_does_not_cost_the_last_results(mistake, cells, tmp_path):
+    out = tmp_path / "run"
+    assert run("train", "scvi", cells, "--out", out, *SMALL) == 0
+    before = contents(out)
+    assert len(before) == 6  # the model is two of them
+    assert run("train", "scvi", cells, "--out", out, "--overwrite", *SMALL, *mistake) == 2
+    assert contents(out) == before
+
+
+def test_the_input_is_never_replaced(cells, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    counts = out / "latent.h5ad"
+    counts.write_bytes(cells.read_bytes())
+    assert run("train", "scvi", counts, "--out", out, "--overwrite", *SMALL) == 2
+    assert "has the place of a result" in capsys.readouterr().err
+    assert counts.read_bytes() == cells.read_bytes()
+
+
+def test_a_cut_off_run_is_resumed_to_the_same_bits(cells, tmp_path, monkeypatch, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = [*SMALL[2:], "--max-epochs", "4"]
+    assert run("train", "scvi", cells, "--out", whole, *options) == 0
+
+    from countvi.train import loop
+
+    write, n_written = loop.write_checkpoint, []
+
+    def interrupt(*arguments):
+        write(*arguments)
+        n_written.append(1)
+        if len(n_written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "write_checkpoint", interrupt)
+    capsys.readouterr()
+    assert run("train", "scvi", cells, "--out", cut, *options) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert {path.name for path in cut.iterdir()} == {"checkpoint", "run.yaml"}
+
+    assert run("train", "scvi", cells, "--out", cut, *options) == 2
+    assert "Pass --resume to go on" in capsys.readouterr().err
+    assert run("train", "scvi", cells, "--out", cut, "--resume", *options) == 0
+    assert not (cut / "checkpoint").exists()
+    name = "model/model.safetensors"
+    assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+    before = contents(cut)
+    assert run("train", "scvi", cells, "--out", cut, "--resume", *options) == 2
+    assert "that run has ended" in capsys.readouterr().err
+    assert contents(cut) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_missing_device_is_said_before_anything_is_read(cells, tmp_path, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("train", "scvi", cells, "--out", tmp_path / "o", "--accelerator", "cuda", *SMALL) == 2
+    assert "no device for accelerator 'cuda'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_lines_it_suggests_run(cells, tmp_path, capsys):
+    pytest.importorskip("scanpy")
+    assert run("train", "scvi", cells, "--out", tmp_path / "run", "--batch-key", "donor", *SMALL) == 0
+    lines = capsys.readouterr().out.split("Next, in Python:\n")[1].splitlines()
+    for call in ("countvi.SCVI.load(", "sc.pp.neighbors(", "get_normalized_expression("):
+        assert sum(call in line for line in lines) == 1
+    code = "\n".join(line.strip() for line in lines)
+    look = """
+assert list(expression.columns) == ["g0", "g1"] and len(expression) == 60
+assert "connectivities" in adata.obsp
+"""
+    finished = subprocess.run([sys.executable, "-c", code + "\n" + look], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_elbo_it_reports_is_that_of_the_weights_it_keeps():
+    table = pd.DataFrame(
+        {"elbo_train": [9.0, 7, 6, 5, 4], "elbo_validation": [1.0, 8, np.nan, 7, 9], "kl_weight": [0.5, 1, 1, 1, 1]}
+    )
+    # The first epoch is the best, but within the warm-up, where early stopping does not look.
+    assert kept_elbo(table, early_stopping=True) == (-7.0, "held-out cells")
+    assert kept_elbo(table, early_stopping=False) == (-9.0, "held-out cells")
+    assert kept_elbo(table.drop(columns="elbo_validation"), early_stopping=False) == (-4.0, "training cells")
+    assert kept_elbo(table.assign(kl_weight=0.5), early_stopping=True) == (-9.0, "held-out cells")
+
+
+def test_the_defaults_in_the_help_are_those_of_the_model():
+    from countvi import cli
+
+    def said(name: str) -> str:
+        (option,) = get_type_hints(cli.train_scvi, include_extras=True)[name].__metadata__
+        return re.findall(r"\[(.*)\]\.$", option.help)[0]
+
+    defaults = {
+        **inspect.signature(countvi.SCVI.__init__).parameters,
+        **{name: inspect.signature(countvi.SCVI.train).parameters[name] for name in ("batch_size", "accelerator")},
+    }
+    names = [name for name in inspect.signature(cli.train_scvi).parameters if name in defaults]
+    assert len(names) == 11
+    for name in names:
+        default = defaults[name].default
+        assert said(name) == ("no" if default is False else str(default)), name
 
 
 def test_remarks_on_the_data_are_notes(tmp_path, counts, capsys):

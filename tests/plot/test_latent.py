@@ -179,6 +179,17 @@ def test_arguments_are_left_alone(ax: Axes, z: np.ndarray) -> None:
     pd.testing.assert_series_equal(labels, labels_before)
 
 
+def test_a_model_is_drawn_as_its_latent_space(ax: Axes, z: np.ndarray) -> None:
+    class Model:
+        def get_latent_representation(self) -> np.ndarray:
+            return z
+
+    other = Figure().subplots()
+    latent(Model(), ax=ax)
+    latent(z, ax=other)
+    np.testing.assert_array_equal(drawn_points(ax), drawn_points(other))
+
+
 @pytest.mark.parametrize("n_cells", [1, 2])
 def test_few_cells(ax: Axes, n_cells: int) -> None:
     latent(np.arange(3.0 * n_cells).reshape(n_cells, 3), ["a"] * n_cells, ax)

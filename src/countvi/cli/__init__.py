@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, get_type_hints
 
 import typer
 
 from countvi import __version__
+from countvi.cli import _arguments as given
 from countvi.errors import CountviError
 
 app = typer.Typer(
@@ -20,8 +21,6 @@ app = typer.Typer(
 )
 train = typer.Typer(help="Train a model and write it, its latent space and its training curves.", no_args_is_help=True)
 app.add_typer(train, name="train")
-
-_DATA, _MODEL, _TRAINING, _OUTPUT = "Data", "Model", "Training", "Files"
 
 
 def _say_version(wanted: bool) -> None:
@@ -34,7 +33,7 @@ def _say_version(wanted: bool) -> None:
 def common(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True)] = False,
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Deep generative models of single-cell counts."""
     context.obj = {"debug": debug}
@@ -42,62 +41,46 @@ def common(
 
 @train.command("scvi")
 def train_scvi(
-    counts: Annotated[Path | None, typer.Argument(help=".h5ad, or .h5 of Cell Ranger.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to.", rich_help_panel=_OUTPUT)] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with options.", rich_help_panel=_OUTPUT)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.", rich_help_panel=_OUTPUT)] = False,
-    write_h5ad: Annotated[
-        Path | None,
-        typer.Option(help="Also write the input with obsm['X_scVI'] to this file.", rich_help_panel=_OUTPUT),
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer with raw counts.", rich_help_panel=_DATA)] = None,
-    batch_key: Annotated[str | None, typer.Option(help="obs column.", rich_help_panel=_DATA)] = None,
-    labels_key: Annotated[str | None, typer.Option(help="obs column.", rich_help_panel=_DATA)] = None,
-    size_factor_key: Annotated[str | None, typer.Option(help="obs column.", rich_help_panel=_DATA)] = None,
-    categorical_covariate_key: Annotated[
-        list[str] | None, typer.Option(help="obs column; may be repeated.", rich_help_panel=_DATA)
-    ] = None,
-    continuous_covariate_key: Annotated[
-        list[str] | None, typer.Option(help="obs column; may be repeated.", rich_help_panel=_DATA)
-    ] = None,
-    n_latent: Annotated[int | None, typer.Option(rich_help_panel=_MODEL)] = None,
-    n_hidden: Annotated[int | None, typer.Option(rich_help_panel=_MODEL)] = None,
-    n_layers: Annotated[int | None, typer.Option(rich_help_panel=_MODEL)] = None,
-    dropout_rate: Annotated[float | None, typer.Option(rich_help_panel=_MODEL)] = None,
-    gene_likelihood: Annotated[
-        str | None, typer.Option(help="zinb, nb, poisson or normal.", rich_help_panel=_MODEL)
-    ] = None,
-    dispersion: Annotated[
-        str | None, typer.Option(help="gene, gene-batch, gene-label or gene-cell.", rich_help_panel=_MODEL)
-    ] = None,
-    latent_distribution: Annotated[str | None, typer.Option(help="normal or ln.", rich_help_panel=_MODEL)] = None,
-    encode_covariates: Annotated[
-        bool | None, typer.Option("--encode-covariates/--no-encode-covariates", rich_help_panel=_MODEL)
-    ] = None,
-    max_epochs: Annotated[int | None, typer.Option(rich_help_panel=_TRAINING)] = None,
-    batch_size: Annotated[int | None, typer.Option(rich_help_panel=_TRAINING)] = None,
-    train_size: Annotated[float | None, typer.Option(help="Share of the cells.", rich_help_panel=_TRAINING)] = None,
-    early_stopping: Annotated[
-        bool | None, typer.Option("--early-stopping/--no-early-stopping", rich_help_panel=_TRAINING)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(rich_help_panel=_TRAINING)] = None,
-    accelerator: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_TRAINING)] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a run that was cut off.", rich_help_panel=_TRAINING)
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=_TRAINING)] = False,
+    counts: given.Counts = None,
+    out: given.Out = None,
+    config: given.Config = None,
+    overwrite: given.Overwrite = False,
+    write_h5ad: given.WriteH5ad = None,
+    layer: given.Layer = None,
+    batch_key: given.BatchKey = None,
+    labels_key: given.LabelsKey = None,
+    size_factor_key: given.SizeFactorKey = None,
+    categorical_covariate_key: given.CategoricalCovariateKey = None,
+    continuous_covariate_key: given.ContinuousCovariateKey = None,
+    n_latent: given.NLatent = None,
+    n_hidden: given.NHidden = None,
+    n_layers: given.NLayers = None,
+    dropout_rate: given.DropoutRate = None,
+    gene_likelihood: given.GeneLikelihood = None,
+    dispersion: given.Dispersion = None,
+    latent_distribution: given.LatentDistribution = None,
+    encode_covariates: given.EncodeCovariates = None,
+    max_epochs: given.MaxEpochs = None,
+    batch_size: given.BatchSize = None,
+    train_size: given.TrainSize = None,
+    early_stopping: given.EarlyStopping = None,
+    seed: given.Seed = None,
+    accelerator: given.Accelerator = None,
+    resume: given.Resume = False,
+    quiet: given.Quiet = False,
 ) -> None:
     """Train scVI (Lopez et al. 2018). Options given here beat those of --config; others have their defaults."""
     options = dict(locals())
-    from countvi.cli import _train
+    from countvi.cli import _options, _train
 
-    switches = _train.Switches(
+    switches = _options.Switches(
         config=options.pop("config"),
         overwrite=options.pop("overwrite"),
         resume=options.pop("resume"),
         quiet=options.pop("quiet"),
     )
-    _train.run("SCVI", "X_scVI", options, switches)
+    resolved = _options.resolve(options, switches.config, get_type_hints(train_scvi))
+    _train.run("SCVI", "X_scVI", resolved, switches)
 
 
 @app.command("info")
@@ -120,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def _sentence(error: Any) -> str:
+def _sentence(error: CountviError | OSError) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     return str(error)

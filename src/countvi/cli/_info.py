@@ -47,4 +47,4 @@ def _training(manifest: Manifest) -> str:
     n_epochs = len(next(iter(history.values()), []))
     text = f"{n_epochs} epochs, seed {manifest.seed}"
     held_out = [value for value in history.get("elbo_validation", []) if value is not None]
-    return f"{text}, held-out ELBO {-held_out[-1]:,.1f} nats per cell" if held_out else text
+    return f"{text}, held-out ELBO {-held_out[-1]:,.1f} nats per cell after the last" if held_out else text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from countvi import query, seeding
+from countvi.errors import OptionError
 from countvi.estimators import _training
 from countvi.estimators._indices import Indices
 from countvi.estimators._trainable import Trainable
@@ -57,6 +58,7 @@ class CountEstimator(Trainable, ABC):
         numpy.ndarray
             Shape ``(cells, n_latent)``; with ``return_dist``, two of them.
         """
+        _training.check_size("mc_samples", mc_samples)
         cells = self._cells(adata, indices, batch_size)
         if return_dist:
             loc, scale = query.latent_moments(self.module, cells)
@@ -86,7 +88,7 @@ class CountEstimator(Trainable, ABC):
             Of the draw.
         """
         values = query.elbo(self.module, self._cells(adata, indices, batch_size), seed=seed)
-        return float(values.mean()) if return_mean else values
+        return _mean(values) if return_mean else values
 
     def get_reconstruction_error(
         self,
@@ -115,7 +117,7 @@ class CountEstimator(Trainable, ABC):
         """
         errors = query.reconstruction(self.module, self._cells(adata, indices, batch_size), seed=seed)
         named = {"reconstruction_loss" if len(errors) == 1 else name: value for name, value in errors.items()}
-        return {name: float(value.mean()) for name, value in named.items()} if return_mean else named
+        return {name: _mean(value) for name, value in named.items()} if return_mean else named
 
     def get_marginal_ll(
         self,
@@ -144,8 +146,25 @@ class CountEstimator(Trainable, ABC):
             Of the draws.
         """
         _training.check_size("n_mc_samples", n_mc_samples)
+        _training.check_size("n_mc_samples_per_pass", n_mc_samples_per_pass)
         cells = self._cells(adata, indices, _EVIDENCE_BATCH if batch_size is None else batch_size)
         values = query.marginal_log_likelihood(
             self.module, cells, n_samples=n_mc_samples, samples_per_pass=n_mc_samples_per_pass, seed=seed
         )
-        return float(values.mean()) if return_mean else values
+        return _mean(values) if return_mean else values
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean over cells.
+
+    Raises
+    ------
+    OptionError
+        If there are none.
+    """
+    if not len(values):
+        message = (
+            "A mean over cells needs at least one cell; indices selects none. Pass return_mean=False for an array."
+        )
+        raise OptionError(message)
+    return float(values.mean())

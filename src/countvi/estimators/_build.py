@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,10 +60,17 @@ class SCVIOptions:
             choose(name, getattr(self, name), dict.fromkeys(options))
         for name in ("n_hidden", "n_latent", "n_layers"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
                 message = f"{name} must be a whole number of at least 1; got {value!r}."
                 raise OptionError(message)
-        if not 0.0 <= self.dropout_rate < 1.0:
+            object.__setattr__(self, name, int(value))
+        for name in ("use_observed_lib_size", "encode_covariates", "deeply_inject_covariates", "log_variational"):
+            value = getattr(self, name)
+            if not isinstance(value, (bool, np.bool_)):
+                message = f"{name} must be True or False; got {value!r}."
+                raise OptionError(message)
+            object.__setattr__(self, name, bool(value))
+        if not isinstance(self.dropout_rate, (int, float, np.number)) or not 0.0 <= self.dropout_rate < 1.0:
             message = f"dropout_rate must be at least 0 and less than 1; got {self.dropout_rate!r}."
             raise OptionError(message)
         if self.gene_likelihood == "poisson" and self.dispersion != "gene":

@@ -56,7 +56,11 @@ class DatasetFeed(Feed):
                     last = (pool[rows], data.batch(pool[rows] if data is self.data else rows))
                     yield last
                 position += 1
-        if last is not None and position % world and rank >= position % world:
+        if position % world and rank >= position % world:
+            if last is None:  # fewer minibatches than processes
+                pool = self._pools(epoch)[0]
+                rows = pool[self._batches(pool, epoch, 0)[0]]
+                last = (rows, self.data.batch(rows))
             yield last
 
     def validation(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:

@@ -65,7 +65,11 @@ def resolve_genes(gene_list: Sequence[str] | np.ndarray | None, names: Sequence[
     """
     if gene_list is None:
         return None
-    wanted = np.asarray([gene_list] if isinstance(gene_list, str) else gene_list)
+    # A list first, as NumPy takes a set or the keys of a dictionary for a single thing.
+    wanted = np.asarray([gene_list] if isinstance(gene_list, str) else list(gene_list))
+    if wanted.ndim != 1:
+        message = f"gene_list must be one list of names; got an array of shape {wanted.shape}."
+        raise MismatchError(message)
     if wanted.dtype == bool:
         if wanted.shape != (len(names),):
             message = f"A mask of genes must have one entry per gene ({len(names):,}); got shape {wanted.shape}."

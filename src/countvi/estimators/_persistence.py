@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import platform
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -55,8 +56,18 @@ def save(model: Trainable, path: str | Path, *, overwrite: bool, save_anndata: b
         is_trained=model.is_trained,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    write_data = adata.write_h5ad if save_anndata and adata is not None else None
+    write_data = partial(_write_data, adata) if save_anndata and adata is not None else None
     files.write_model(path, manifest, tensors, overwrite=overwrite, write_data=write_data)
+
+
+def _write_data(adata: AnnData, path: Path) -> None:
+    import h5py
+    from anndata.io import write_elem
+
+    # Not write_h5ad, which would turn the user's text columns into categories, and close the file behind a backed
+    # AnnData while the model reads from it.
+    with h5py.File(path, "w") as file:
+        write_elem(file, "/", adata)
 
 
 def load(model_class: type[E], path: str | Path, adata: AnnData | Literal[False] | None, device: str) -> E:

@@ -232,6 +232,10 @@ class RNAEstimator(CountEstimator, ABC):
         _training.check_size("n_samples", n_samples)
         names = np.asarray(self.registry.modality(RNA).feature_names, dtype=object)
         genes = resolve_genes(gene_list, names)
+        if genes is not None and not len(genes):
+            message = "gene_list is empty; correlations need at least one gene."
+            raise OptionError(message)
+        rna_size_factor = _positive("rna_size_factor", rna_size_factor)
         matrix = query.feature_correlation(
             self.module,
             self._cells(adata, indices, batch_size),
@@ -247,9 +251,14 @@ class RNAEstimator(CountEstimator, ABC):
 
 
 def _library_scale(library_size: Any) -> float | None:
-    if library_size == "latent":
+    if isinstance(library_size, str) and library_size == "latent":
         return None
-    if isinstance(library_size, (int, float, np.number)) and np.isfinite(library_size) and library_size > 0:
-        return float(library_size)
-    message = f"library_size must be a positive number or 'latent'; got {library_size!r}."
-    raise OptionError(message)
+    return _positive("library_size", library_size, "a positive number or 'latent'")
+
+
+def _positive(name: str, value: Any, words: str = "a positive number") -> float:
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not np.isfinite(value) or value <= 0:
+        message = f"{name} must be {words}; got {value!r}."
+        raise OptionError(message)
+    return float(value)

@@ -13,8 +13,9 @@ import torch
 
 from countvi import data as data_layer
 from countvi import query, seeding
-from countvi.errors import MismatchError, NotSetUpError, NotTrainedError
+from countvi.errors import MismatchError, NotSetUpError, NotTrainedError, OptionError
 from countvi.estimators import _persistence, _training
+from countvi.estimators._checked import CheckedCells
 from countvi.estimators._indices import Indices, resolve_rows
 from countvi.models._base import CountModel
 from countvi.train import Callback, EarlyStopping, Row, TrainingPlan, progress_callback
@@ -47,7 +48,7 @@ class Trainable(ABC):
     ) -> None:
         self.registry = registry
         self.adata = adata
-        self.seed = seed
+        self.seed = seeding.checked(seed)
         self.is_trained = False
         self._init_args = dict(init_args)
         self._data = data_layer.bind(adata, registry) if adata is not None else None
@@ -56,13 +57,18 @@ class Trainable(ABC):
         self._fingerprint: str | None = None
         if self._data is not None:
             self._check_counts(self._data)
-        with seeding.forked(seed):
+        with seeding.forked(self.seed):
             self.module = self._build(self._data)
         self.module.eval()
 
     @abstractmethod
     def _build(self, dataset: data_layer.Dataset | None) -> CountModel:
         """Assemble the model; without data where saved weights will follow."""
+
+    @property
+    @abstractmethod
+    def _takes_negative(self) -> bool:
+        """Whether negative values can be used."""
 
     @abstractmethod
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
@@ -91,6 +97,7 @@ class Trainable(ABC):
         validation_size: float | None = None,
         shuffle_set_split: bool = True,
         external_indexing: Sequence[np.ndarray] | None = None,
+        datasplitter_kwargs: Mapping[str, Any] | None = None,
         early_stopping: bool = False,
         early_stopping_monitor: str = "elbo_validation",
         early_stopping_patience: int = 45,
@@ -102,6 +109,7 @@ class Trainable(ABC):
         strategy: str = "auto",
         precision: str = "32-true",
         seed: int | None = None,
+        gradient_clip_val: float | None = None,
         plan_kwargs: Mapping[str, Any] | None = None,
         callbacks: Sequence[Callback] = (),
         logger: Any = None,
@@ -123,6 +131,8 @@ class Trainable(ABC):
             Draw the split at random rather than by position.
         external_indexing
             Rows ``[train, validation, test]`` instead of shares.
+        datasplitter_kwargs
+            The same as ``{"external_indexing": [...]}``, as in scvi-tools.
         early_stopping
             Stop when the held-out metric stops improving, and keep the best weights.
         early_stopping_monitor, early_stopping_patience, early_stopping_min_delta, early_stopping_warmup_epochs
@@ -134,6 +144,8 @@ class Trainable(ABC):
             ``"64-true"``, ``"bf16-mixed"``.
         seed
             Of this run: split, order of cells, noise. Default: the model's.
+        gradient_clip_val
+            Largest gradient norm; ``None`` does not clip.
         plan_kwargs
             Optimiser, learning rate, KL warm-up: the fields of :class:`countvi.train.TrainingPlan`.
             ``countvi.train.scvi_tools_plan()`` gives the schedule of scvi-tools.
@@ -167,11 +179,13 @@ class Trainable(ABC):
         request = _training.TrainRequest(
             max_epochs=max_epochs,
             batch_size=batch_size,
-            split=_training.SplitRequest(train_size, validation_size, shuffle_set_split, external_indexing),
+            split=_training.SplitRequest.from_arguments(
+                train_size, validation_size, shuffle_set_split, external_indexing, datasplitter_kwargs
+            ),
             early_stopping=stopping if early_stopping else None,
             check_val_every_n_epoch=check_val_every_n_epoch,
-            seed=self.seed if seed is None else seed,
-            plan=TrainingPlan.from_kwargs(plan_kwargs),
+            seed=self.seed if seed is None else seeding.checked(seed),
+            plan=TrainingPlan.from_kwargs(plan_kwargs, gradient_clip_val=gradient_clip_val),
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             resume=resume,
         )
@@ -219,8 +233,18 @@ class Trainable(ABC):
         return next(self.module.parameters()).device
 
     def to_device(self, device: str | torch.device) -> None:
-        """Move the model."""
-        self.module.to(torch.device(device))
+        """Move the model.
+
+        Raises
+        ------
+        OptionError
+            If there is no such device.
+        """
+        try:
+            self.module.to(torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            message = f"The model cannot be moved to device {str(device)!r}: {str(error).splitlines()[0]}"
+            raise OptionError(message) from error
 
     # ---------------------------------------------------------------- files
 
@@ -279,7 +303,8 @@ class Trainable(ABC):
         dataset = self._dataset(adata)
         chunk = _QUERY_BATCH if batch_size is None else batch_size
         _training.check_size("batch_size", chunk)
-        return query.Cells(dataset, resolve_rows(indices, dataset.obs_names), chunk, self.device)
+        source = dataset if dataset is self._data else CheckedCells(dataset, self._takes_negative)
+        return query.Cells(source, resolve_rows(indices, dataset.obs_names), chunk, self.device)
 
     def _dataset(self, adata: AnnData | None) -> data_layer.Dataset:
         if adata is None or adata is self.adata:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from countvi.data import Dataset, Split, make_split, split_from_indices
-from countvi.errors import NonFiniteError, OptionError
+from countvi.errors import NonFiniteError, OptionError, shorten
 from countvi.estimators._feed import DatasetFeed
+from countvi.estimators._indices import resolve_rows
 from countvi.models._base import CountModel
 from countvi.train import (
     Callback,
@@ -53,6 +56,29 @@ class SplitRequest:
     shuffle: bool = True
     external_indexing: Sequence[np.ndarray] | None = None
 
+    @classmethod
+    def from_arguments(
+        cls,
+        train_size: float | None,
+        validation_size: float | None,
+        shuffle: bool,
+        external_indexing: Sequence[np.ndarray] | None,
+        datasplitter_kwargs: Mapping[str, Any] | None,
+    ) -> SplitRequest:
+        """Build from the arguments of ``train``.
+
+        Raises
+        ------
+        OptionError
+            If ``datasplitter_kwargs`` holds anything but ``external_indexing``.
+        """
+        extra = dict(datasplitter_kwargs or {})
+        external_indexing = extra.pop("external_indexing", external_indexing)
+        if extra:
+            message = f"datasplitter_kwargs takes 'external_indexing' only; got {shorten(list(extra))}."
+            raise OptionError(message)
+        return cls(train_size, validation_size, shuffle, external_indexing)
+
     @property
     def unspecific(self) -> bool:
         """Whether any split would do."""
@@ -61,13 +87,14 @@ class SplitRequest:
     def make(self, n_cells: int, seed: int) -> Split:
         """Draw the split."""
         if self.external_indexing is not None:
-            parts = [np.asarray(part, dtype=np.int64) for part in self.external_indexing]
-            if len(parts) not in (1, 2, 3):
+            n_parts = len(self.external_indexing)
+            if n_parts not in (1, 2, 3):
                 message = (
                     "external_indexing takes [train], [train, validation] or [train, validation, test]; got "
-                    f"{len(parts)} parts."
+                    f"{n_parts} parts."
                 )
                 raise OptionError(message)
+            parts = [resolve_rows(part, pd.RangeIndex(n_cells)) for part in self.external_indexing]
             empty = np.empty(0, dtype=np.int64)
             train, validation, test = (*parts, empty, empty)[:3]
             return split_from_indices(n_cells, train, validation, test)
@@ -149,9 +176,18 @@ def train(
     """
     check_size("batch_size", request.batch_size)
     check_size("check_val_every_n_epoch", request.check_val_every_n_epoch)
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            message = (
+                f"callbacks must be countvi.train.Callback objects; got {callback!r}. Callbacks of Lightning do not "
+                "fit."
+            )
+            raise OptionError(message)
     if request.resume and request.checkpoint_dir is None:
         message = "resume=True needs checkpoint_dir, the folder of the run to continue."
         raise OptionError(message)
+    if request.checkpoint_dir is not None:
+        _make_folder(request.checkpoint_dir)
     split = settle_split(split, request.split, dataset.n_cells, request.seed)
     if request.early_stopping and not len(split.validation):
         message = "early_stopping needs held-out cells, and this split has none. Lower train_size."
@@ -162,17 +198,25 @@ def train(
         max_epochs = default_max_epochs(dataset.n_cells, feed.n_steps(fabric.world_size), request.plan)
     check_size("max_epochs", max_epochs)
     config = LoopConfig(
-        max_epochs=max_epochs,
+        max_epochs=int(max_epochs),
         seed=request.seed,
         plan=request.plan,
         first_epoch=first_epoch,
         early_stopping=request.early_stopping,
-        check_val_every_n_epoch=request.check_val_every_n_epoch,
+        check_val_every_n_epoch=int(request.check_val_every_n_epoch),
         checkpoint_dir=request.checkpoint_dir,
         resume=request.resume,
-        data=f"{dataset.fingerprint() if request.checkpoint_dir else ''}, batches of {request.batch_size}",
+        data=_cut(dataset, split, request.batch_size) if request.checkpoint_dir else "",
     )
     return split, run(fabric, model, feed, config, callbacks, dataset)
+
+
+def _cut(dataset: Dataset, split: Split, batch_size: int) -> str:
+    """What identifies the data of a run, which of them it trains on, and how they are cut into minibatches."""
+    rows = hashlib.sha256()
+    for part in (split.train, split.validation):
+        rows.update(np.ascontiguousarray(part, dtype="<i8").tobytes() + b";")
+    return f"{dataset.fingerprint()}, batches of {batch_size}, split {rows.hexdigest()[:8]}"
 
 
 def make_fabric(accelerator: str, devices: Any, strategy: str, precision: str, logger: Any) -> Fabric:
@@ -190,13 +234,32 @@ def make_fabric(accelerator: str, devices: Any, strategy: str, precision: str, l
             "Use one device, or strategy='ddp_spawn' in a script guarded by if __name__ == '__main__'."
         )
         raise OptionError(message)
-    return Fabric(
-        accelerator=accelerator,
-        devices=1 if devices == "auto" else devices,
-        strategy=strategy,
-        precision=precision,  # type: ignore[arg-type]
-        loggers=logger,
-    )
+    for item in logger if isinstance(logger, (list, tuple)) else [logger]:
+        if item is not None and not hasattr(item, "log_metrics"):
+            message = f"logger must be a Lightning Fabric logger (CSVLogger, say), or several; got {item!r}."
+            raise OptionError(message)
+    try:
+        return Fabric(
+            accelerator=accelerator,
+            devices=1 if devices == "auto" else devices,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+            loggers=logger,
+        )
+    except (RuntimeError, ValueError, TypeError, ImportError) as error:
+        message = (
+            f"There is no running with accelerator={accelerator!r}, devices={devices!r}, strategy={strategy!r}, "
+            f"precision={precision!r} here: {error}"
+        )
+        raise OptionError(message) from error
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"checkpoint_dir must be a folder; {path} cannot be made one ({error.strerror})."
+        raise OptionError(message) from error
 
 
 def run(

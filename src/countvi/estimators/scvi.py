@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import RNA
-from countvi.errors import DataError, OptionError
+from countvi.errors import DataError, FileFormatError, OptionError, shorten
 from countvi.estimators._build import LibraryMoments, SCVIOptions, build_scvi
+from countvi.estimators._indices import Indices
 from countvi.estimators._rna import RNAEstimator
 from countvi.nn.library import library_moments
 
@@ -123,6 +125,13 @@ class SCVI(RNAEstimator):
     def _restore(
         cls, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
     ) -> Self:
+        unknown = sorted(init_args.keys() - SCVIOptions.__dataclass_fields__.keys())
+        if unknown:
+            message = (
+                f"The saved model has options that this version of countvi does not know: {shorten(unknown)}. It was "
+                "changed by hand or written by a newer version; update countvi."
+            )
+            raise FileFormatError(message)
         model = cls.__new__(cls)
         model._start(adata, registry, SCVIOptions(**init_args), seed)
         return model
@@ -188,6 +197,29 @@ class SCVI(RNAEstimator):
         """
         return data_layer.prepare_query(adata, reference_model.registry)
 
+    def get_batch_representation(
+        self, adata: AnnData | None = None, indices: Indices = None, *, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Return the learned vector of each cell's batch, shape ``(cells, 5)``.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            Which cells; see :meth:`get_latent_representation`.
+
+        Raises
+        ------
+        OptionError
+            If the model represents batches by one-hot columns.
+        """
+        table = self.module.covariates.embedding
+        if table is None:
+            message = "This model has no batch embedding. Build it with batch_representation='embedding'."
+            raise OptionError(message)
+        cells = self._cells(adata, indices, batch_size)
+        codes = self._dataset(adata).codes[cells.rows, self.registry.batch.column]
+        return table.weight.detach().cpu()[codes].numpy()
+
     def _build(self, dataset: data_layer.Dataset | None) -> SCVIModel:
         n_batches = self.registry.batch.n_levels
         moments = LibraryMoments.unknown(n_batches)
@@ -195,6 +227,10 @@ class SCVI(RNAEstimator):
             totals = torch.from_numpy(dataset.summary(RNA).cell_totals)
             moments = LibraryMoments(*library_moments(totals, dataset.codes[:, self.registry.batch.column], n_batches))
         return build_scvi(self._options, self.registry, moments)
+
+    @property
+    def _takes_negative(self) -> bool:
+        return self._options.gene_likelihood == "normal" and not self._options.log_variational
 
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
         assert self.adata is not None

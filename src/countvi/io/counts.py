@@ -55,6 +55,7 @@ def read_counts(path: str | Path, *, backed: bool = False) -> AnnData:
 def _read_10x(path: Path) -> AnnData:
     import anndata
     import pandas as pd
+    from anndata.utils import make_index_unique
     from scipy.sparse import csr_matrix
 
     try:
@@ -72,12 +73,16 @@ def _read_10x(path: Path) -> AnnData:
             )
             features = group["features"]
             var = pd.DataFrame({"gene_ids": features["id"].asstr()[:]}, index=features["name"].asstr()[:])
-            kind = features["feature_type"].asstr()[:]
-            barcodes = group["barcodes"].asstr()[:]
+            expressed = features["feature_type"].asstr()[:] == "Gene Expression"
+            obs = pd.DataFrame(index=group["barcodes"].asstr()[:])
+        var = var[expressed]
+        var.index = make_index_unique(var.index)  # symbols recur in the references of Cell Ranger
+        return anndata.AnnData(counts[:, expressed], obs=obs, var=var)
+    except FileFormatError:
+        raise
     except OSError as error:
         message = f"{path} is not a readable HDF5 file: {error}"
         raise FileFormatError(message) from error
-    adata = anndata.AnnData(counts, obs=pd.DataFrame(index=barcodes), var=var)
-    adata = adata[:, kind == "Gene Expression"].copy()
-    adata.var_names_make_unique()
-    return adata
+    except Exception as error:  # a foreign file can fail in any way
+        message = f"{path} is not a complete file of Cell Ranger: {error}"
+        raise FileFormatError(message) from error

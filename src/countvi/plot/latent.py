@@ -33,8 +33,8 @@ def latent(z: Any, labels: Any = None, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     z
-        Cell states, ``(cells, dimensions)``, as ``get_latent_representation`` returns them. Two dimensions are drawn
-        as they are.
+        Cell states, ``(cells, dimensions)``, as ``get_latent_representation`` returns them; or a trained model, for
+        the cells it was trained on. Two dimensions are drawn as they are.
     labels
         One per cell, in the same order, such as a column of ``obs``. Numbers get a colour bar (its ends are the 1st
         and 99th percentile); anything else is a category. Pass ``labels.astype(str)`` where numbers name clusters.
@@ -55,7 +55,9 @@ def latent(z: Any, labels: Any = None, ax: Axes | None = None) -> Axes:
     DataError
         If ``z`` is not finite.
     """
-    points, names = _project(_check_states(z))
+    # By what it can do: pictures do not know the estimators.
+    states = z.get_latent_representation() if hasattr(z, "get_latent_representation") else z
+    points, names = _project(_check_states(states))
     series = _check_labels(labels, len(points))
     groups = None if series is None or _is_number(series) else _groups(series)
     if ax is None:

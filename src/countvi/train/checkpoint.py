@@ -6,6 +6,7 @@ optimiser, the position in the run and the history are enough to continue to the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -52,6 +53,12 @@ class RunState:
     stopper: Stopper | None = None
     rows: list[Row] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
+
+
+def signature(model: nn.Module) -> str:
+    """Short name of what a model consists of: which weights, of which shapes."""
+    parts = [f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
+    return f"{len(parts)} tensors, {hashlib.sha256('; '.join(parts).encode()).hexdigest()[:8]}"
 
 
 def write_checkpoint(
@@ -104,18 +111,29 @@ def read_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         written, scalars = json.loads(metadata["identity"]), json.loads(metadata["state"])
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        message = f"{path} is not a readable checkpoint ({error}). Delete it, or train with resume=False."
-        raise FileFormatError(message) from error
+        raise _unreadable(path, error) from error
     _check_identity(path, written, json.loads(json.dumps(identity)))
-    model.load_state_dict(_under(tensors, "model/"))
-    _load_optimizer(optimizer, _under(tensors, "optimizer/"))
-    plateau, stopper = scalars.pop("plateau"), scalars.pop("stopper")
-    return RunState(
-        **scalars,
-        plateau=Plateau(**plateau) if plateau else None,
-        stopper=Stopper(**stopper) if stopper else None,
-        best=_under(tensors, "best/") or None,
-    )
+    try:
+        plateau, stopper = scalars.pop("plateau"), scalars.pop("stopper")
+        state = RunState(
+            **scalars,
+            plateau=Plateau(**plateau) if plateau else None,
+            stopper=Stopper(**stopper) if stopper else None,
+            best=_under(tensors, "best/") or None,
+        )
+        weights = _under(tensors, "model/")
+        if missing := model.state_dict().keys() - weights.keys():
+            raise KeyError(", ".join(sorted(missing)))
+        model.load_state_dict(weights)
+        _load_optimizer(optimizer, _under(tensors, "optimizer/"))
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise _unreadable(path, error) from error
+    return state
+
+
+def _unreadable(path: Path, error: Exception) -> FileFormatError:
+    message = f"{path} is not a readable checkpoint ({error}). Delete it, or train with resume=False."
+    return FileFormatError(message)
 
 
 def _check_identity(path: Path, written: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from countvi.errors import OptionError, choose, did_you_mean
 from countvi.train.schedules import Constant, KlWarmup, OneCycle, Schedule
@@ -23,6 +25,49 @@ _DEFAULT_LR = {"one-cycle": 2e-2, "constant": 1e-3}
 _TARGET_STEPS = 600
 _MIN_EPOCHS = 15
 _MAX_EPOCHS = 100
+
+
+def _positive(value: float) -> bool:
+    return value > 0
+
+
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
+def _share(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+# The numbers of a plan: whole or not, the range they may be in, and that range in words.
+_NUMBERS: dict[str, tuple[type, Callable[[float], bool], str]] = {
+    **dict.fromkeys(("lr", "eps", "gradient_clip_val"), (float, _positive, "a positive number")),
+    **dict.fromkeys(
+        ("weight_decay", "min_kl_weight", "max_kl_weight", "lr_threshold", "lr_min"),
+        (float, _not_negative, "a number of at least 0"),
+    ),
+    **dict.fromkeys(
+        ("n_epochs_kl_warmup", "n_steps_kl_warmup", "lr_patience"), (int, _not_negative, "a whole number of at least 0")
+    ),
+    "kl_warmup_fraction": (float, _share, "a number between 0 and 1"),
+    "lr_factor": (float, lambda value: 0 < value < 1, "a number between 0 and 1"),
+}
+_OPTIONAL = frozenset({"lr", "gradient_clip_val", "n_epochs_kl_warmup", "n_steps_kl_warmup"})
+
+
+def _number(name: str, value: Any, kind: type, fits: Callable[[float], bool], words: str) -> Any:
+    """Return a user's number as a plain Python one, which checkpoints can hold.
+
+    Raises
+    ------
+    OptionError
+        If it is not a number, or not one of the range.
+    """
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not fits(value) or kind(value) != value:
+        message = f"{name} must be {words}; got {value!r}."
+        raise OptionError(message)
+    return kind(value)
 
 
 @dataclass(frozen=True)
@@ -76,31 +121,38 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         choose("plan_kwargs['schedule']", self.schedule, _SCHEDULES)
         choose("plan_kwargs['optimizer']", self.optimizer, {"Adam": None, "AdamW": None})
-        for name in ("eps", "lr", "gradient_clip_val", "lr_factor"):
+        for name, (kind, fits, words) in _NUMBERS.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                message = f"plan_kwargs[{name!r}] must be a positive number; got {value!r}."
-                raise OptionError(message)
-        if not 0.0 <= self.kl_warmup_fraction <= 1.0:
-            message = f"plan_kwargs['kl_warmup_fraction'] must lie between 0 and 1; got {self.kl_warmup_fraction!r}."
+            if value is None and name in _OPTIONAL:
+                continue
+            value = _number(f"plan_kwargs[{name!r}]", value, kind, fits, words)
+            object.__setattr__(self, name, value)
+        if self.min_kl_weight > self.max_kl_weight:
+            message = (
+                f"plan_kwargs['min_kl_weight'] ({self.min_kl_weight}) is above plan_kwargs['max_kl_weight'] "
+                f"({self.max_kl_weight}); the warm-up rises from the one to the other."
+            )
             raise OptionError(message)
 
     @classmethod
-    def from_kwargs(cls, kwargs: Mapping[str, Any] | None) -> TrainingPlan:
-        """Build from a user's ``plan_kwargs``.
+    def from_kwargs(cls, kwargs: Mapping[str, Any] | None, **defaults: Any) -> TrainingPlan:
+        """Build from a user's ``plan_kwargs``, with ``defaults`` for what they leave out.
 
         Raises
         ------
         OptionError
             If a name is unknown, with the closest that exist.
         """
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            message = f"plan_kwargs must be a dictionary, such as {{'lr': 0.01}}; got {type(kwargs).__name__}."
+            raise OptionError(message)
         kwargs = dict(kwargs or {})
         known = [field.name for field in dataclasses.fields(cls)]
         for name in kwargs:
             if name not in known:
                 message = f"plan_kwargs has no entry {name!r}.{did_you_mean(name, known)} It takes: {', '.join(known)}."
                 raise OptionError(message)
-        return cls(**kwargs)
+        return cls(**{**defaults, **kwargs})
 
     @property
     def peak_lr(self) -> float:
@@ -171,6 +223,15 @@ class EarlyStopping:
     patience: int = 45
     min_delta: float = 0.0
     warmup_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (kind, fits, words) in {
+            "patience": (int, _not_negative, "a whole number of at least 0"),
+            "min_delta": (float, _not_negative, "a number of at least 0"),
+            "warmup_epochs": (int, _not_negative, "a whole number of at least 0"),
+        }.items():
+            value = _number(f"early_stopping_{name}", getattr(self, name), kind, fits, words)
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ that has been tried often enough, :func:`first_offender` looks for the quantity 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from countvi.batch import Batch
+from countvi.batch import Batch, CountBlock
+from countvi.likelihoods import CountLikelihood
 from countvi.models._base import CountModel
 
 MAX_ROLLBACKS = 8
@@ -83,41 +85,73 @@ def first_offender(model: CountModel, batch: Batch, generator: torch.Generator) 
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return Offender(quantity=f"the parameter {name}")
-    for quantity, modality, values in _quantities(model, batch, generator):
-        bad = ~torch.isfinite(values)
+    for item in _quantities(model, batch, generator):
+        bad = ~torch.isfinite(item.values)
         # An empty cell's observed log library is minus infinity by definition; it gives rate zero, not NaN.
-        if quantity.startswith("log_library"):
-            bad = torch.isnan(values) | torch.isposinf(values)
+        if item.name.startswith("log_library"):
+            bad = torch.isnan(item.values) | torch.isposinf(item.values)
         if not bad.any():
             continue
-        position = bad.nonzero()[0].tolist()
-        cell = position[0] if values.dim() >= 1 and values.shape[0] == batch.n_cells else None
-        gene = position[-1] if modality is not None and values.shape[-1] == batch.counts[modality].n_features else None
+        position = dict(zip(item.axes, bad.nonzero()[0].tolist(), strict=True))
+        cell, gene = position.get("cell"), position.get("gene")
+        if item.likelihood is not None and cell is not None and item.modality is not None:
+            gene = _gene_beyond(item.likelihood, batch.counts[item.modality], cell)
         code = None
         if cell is not None and batch.design.codes.shape[1]:
             code = int(batch.design.codes[cell, 0])
-        return Offender(quantity=quantity, cell=cell, gene=gene, modality=modality, batch_code=code)
+        return Offender(quantity=item.name, cell=cell, gene=gene, modality=item.modality, batch_code=code)
     return Offender(quantity="the gradient of the loss")
 
 
-def _quantities(
-    model: CountModel, batch: Batch, generator: torch.Generator
-) -> Iterator[tuple[str, str | None, Tensor]]:
+class _Quantity(NamedTuple):
+    """Something that must be finite. Its axes are named, for there may be as many cells as genes."""
+
+    name: str
+    axes: tuple[str, ...]
+    values: Tensor
+    modality: str | None = None
+    likelihood: CountLikelihood | None = None
+
+
+def _quantities(model: CountModel, batch: Batch, generator: torch.Generator) -> Iterator[_Quantity]:
     for modality, block in batch.counts.items():
-        yield "the counts", modality, block.to_dense()
-    yield "the continuous covariates", None, batch.design.continuous
+        yield _Quantity("the counts", ("cell", "gene"), block.to_dense(), modality)
+    yield _Quantity("the continuous covariates", ("cell", "covariate"), batch.design.continuous)
     q = model.guide(batch)
     latents = model.sample(q, generator)
     for letter, distribution in zip(q._fields, q, strict=True):
         for part in ("loc", "scale"):
             if hasattr(distribution, part):
-                yield f"the posterior {part} of {letter}", None, getattr(distribution, part)
+                yield _of_cells(f"the posterior {part} of {letter}", getattr(distribution, part))
     for letter, value in zip(latents._fields, latents, strict=True):
-        yield letter, None, value
+        yield _of_cells(letter, value)
     for modality, likelihood in model.generate(latents, batch.design).items():
-        yield "the decoder's output (logits of rho)", modality, likelihood.rate.logits
+        yield _Quantity("the decoder's output (logits of rho)", ("cell", "gene"), likelihood.rate.logits, modality)
         parameters: list[tuple[str, Any]] = [("theta", likelihood.theta), ("pi", likelihood.dropout_probability)]
         for letter, value in parameters:
             if value is not None:
-                yield letter, modality, value
-        yield "the log-likelihood", modality, likelihood.log_prob(batch.counts[modality])
+                yield _Quantity(letter, ("cell", "gene")[-value.dim() :], value, modality)
+        log_prob = likelihood.log_prob(batch.counts[modality])
+        yield _Quantity("the log-likelihood", ("cell",), log_prob, modality, likelihood)
+
+
+def _of_cells(name: str, values: Tensor) -> _Quantity:
+    return _Quantity(name, ("cell", "dimension")[: values.dim()], values)
+
+
+def _gene_beyond(likelihood: CountLikelihood, counts: CountBlock, cell: int) -> int | None:
+    """The first gene whose count takes the log-likelihood of a cell out of range; ``None`` if it is out without any."""
+    first, end = int(counts.offsets[cell]), int(counts.offsets[cell + 1])
+
+    def in_range(n_kept: int) -> bool:
+        values = counts.values.clone()
+        values[first + n_kept : end] = 0.0
+        return bool(torch.isfinite(likelihood.log_prob(dataclasses.replace(counts, values=values))[cell]))
+
+    if not in_range(0):
+        return None
+    low, high = 0, end - first
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if in_range(middle) else (low, middle)
+    return int(counts.columns[first + low])

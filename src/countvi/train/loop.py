@@ -11,18 +11,18 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from countvi import seeding
 from countvi.batch import Batch
-from countvi.errors import TrainingWarning
+from countvi.errors import TrainingWarning, choose
 from countvi.models._base import CountModel
 from countvi.models.objective import Objective
 from countvi.train.callbacks import Callback, Progress
-from countvi.train.checkpoint import RunState, read_checkpoint, write_checkpoint
+from countvi.train.checkpoint import RunState, read_checkpoint, signature, write_checkpoint
 from countvi.train.config import LoopConfig
 from countvi.train.feed import Feed
 from countvi.train.guard import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_offender
@@ -146,13 +146,22 @@ class _Run:
         if self.config.checkpoint_dir is None or not self.config.resume:
             return fresh
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return read_checkpoint(self.config.checkpoint_dir, self.config.identity(), self.model, optimizer) or fresh
+        return read_checkpoint(self.config.checkpoint_dir, self._identity(), self.model, optimizer) or fresh
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            **self.config.identity(),
+            "precision": self.fabric._precision.precision,
+            "processes": self.world,
+            "training cells": self.feed.n_train,
+            "held-out cells": self.feed.n_validation,
+            "model": signature(self.model),
+        }
 
     def run(self) -> FitResult:
         progress = Progress(model=self.model, max_epochs=self.config.max_epochs, epochs_done=self.state.epochs_done)
         self._warn_about_warmup()
         self._call("on_train_start", progress)
-        self.snapshot = Snapshot(self.model, self.optimizer)
         stop = self.state.stopper is not None and self.state.stopper.exhausted
         try:
             while self.state.epochs_done < self.config.max_epochs and not stop:
@@ -180,6 +189,8 @@ class _Run:
         noise = seeding.generator(config.seed, _NOISE, epoch, self.rank, device=device)
         dropout = seeding.generator(config.seed, _DROPOUT, epoch, self.rank).initial_seed()
         self.descent.train()
+        # At every epoch, so that a resumed run goes back to where an uninterrupted one would.
+        self.snapshot = Snapshot(self.model, self.optimizer)
         with seeding.forked(dropout, device):
             for rows, batch in self.feed.train(epoch, self.rank, self.world):
                 self.step(batch.to(device, self.dtype), noise, tally, (epoch, rows))
@@ -206,9 +217,10 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         finite = self._all_agree(bool(torch.isfinite(loss.detach())))
         if not finite:
-            self.roll_back(batch, noise, where)
+            self.roll_back(batch, noise, where, hopeless=self._is_last_step() and not self._has_stepped(tally))
         else:
-            if self.state.steps_done % SNAPSHOT_EVERY == 0:
+            # A finite loss need not have seen every parameter: a batch may have no cells here.
+            if self.state.steps_done % SNAPSHOT_EVERY == 0 and all_finite(self.model):
                 self.snapshot = Snapshot(self.model, self.optimizer)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(self.state.steps_done)
@@ -223,12 +235,19 @@ class _Run:
         self.state.steps_done += 1
 
     def roll_back(
-        self, batch: Batch | None = None, noise: torch.Generator | None = None, where: tuple[int, object] | None = None
+        self,
+        batch: Batch | None = None,
+        noise: torch.Generator | None = None,
+        where: tuple[int, object] | None = None,
+        *,
+        hopeless: bool = False,
     ) -> None:
         """Go back to the last good state and halve the learning rate; give up after a number of times."""
         self.state.n_rollbacks += 1
-        if self.state.n_rollbacks > MAX_ROLLBACKS and batch is not None and noise is not None and where is not None:
+        give_up = hopeless or self.state.n_rollbacks > MAX_ROLLBACKS
+        if give_up and batch is not None and noise is not None and where is not None:
             offender = first_offender(self.model, batch, noise)
+            self.snapshot.restore(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
             epoch, rows = where
             raise NonFiniteStep(offender, epoch, None if offender.cell is None else int(rows[offender.cell]))  # type: ignore[index]
         self.snapshot.restore(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
@@ -248,6 +267,7 @@ class _Run:
     def take_note(self, row: Row) -> bool:
         """Record an epoch; return whether to stop early."""
         state = self.state
+        self._check_names(row)
         state.rows.append(row)
         metric = row.get(self.plan.lr_scheduler_metric)
         if state.plateau is not None and metric is not None:
@@ -262,11 +282,27 @@ class _Run:
             state.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         return state.stopper.exhausted
 
+    def _is_last_step(self) -> bool:
+        return self.state.steps_done == self.n_steps * self.config.max_epochs - 1
+
+    def _has_stepped(self, tally: Tally) -> bool:
+        return tally.n_cells > 0 or any(math.isfinite(row["train_loss"]) for row in self.state.rows)
+
     def _rate(self, step: int) -> float:
         rate = self.learning_rate(step) * self.state.lr_scale
         if self.state.plateau is not None:
             rate = max(rate * self.state.plateau.scale, self.plan.lr_min)
         return rate
+
+    def _check_names(self, row: Row) -> None:
+        """Refuse to watch a column that there is not; what is held out has columns only where validation was due."""
+        watched = {"plan_kwargs['lr_scheduler_metric']": self.plan.lr_scheduler_metric if self.state.plateau else None}
+        if self.config.early_stopping is not None:
+            watched["early_stopping_monitor"] = self.config.early_stopping.monitor
+        validated = self.feed.n_validation == 0 or "elbo_validation" in row
+        for name, column in watched.items():
+            if column is not None and column not in row and validated:
+                choose(name, column, dict.fromkeys(row))
 
     def _means(self, tally: Tally) -> dict[str, float]:
         if self.world > 1:
@@ -289,19 +325,18 @@ class _Run:
     def _write_checkpoint(self) -> None:
         if self.config.checkpoint_dir is not None and self.fabric.is_global_zero:
             optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-            write_checkpoint(self.config.checkpoint_dir, self.config.identity(), self.state, self.model, optimizer)
+            write_checkpoint(self.config.checkpoint_dir, self._identity(), self.state, self.model, optimizer)
 
     def _call(self, hook: str, progress: Progress) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(progress)
 
     def _warn_about_warmup(self) -> None:
-        last = self.kl_weight(self.n_steps * self.config.max_epochs - 1)
-        if last < self.plan.max_kl_weight and self.kl_weight.every == 1:
+        total = self.n_steps * self.config.max_epochs
+        if self.kl_weight.n_steps > total:
             message = (
-                f"The KL warm-up of {self.kl_weight.n_steps:,} steps is longer than this run of "
-                f"{self.n_steps * self.config.max_epochs:,}: the KL weight ends at {last:.2f}. Leave "
-                "n_steps_kl_warmup out to "
-                "warm up over the first 30% of the run."
+                f"The KL warm-up of {self.kl_weight.n_steps:,} steps is longer than this run of {total:,}: the KL "
+                f"weight ends at {self.kl_weight(total - 1):.2f}. Leave n_epochs_kl_warmup and n_steps_kl_warmup out "
+                f"to warm up over the first {self.plan.kl_warmup_fraction:.0%} of the run."
             )
             warnings.warn(message, TrainingWarning, stacklevel=2)

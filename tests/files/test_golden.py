@@ -1,0 +1,77 @@
+"""Models saved by every earlier format still load, and compute what they computed when they were saved."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import countvi
+from countvi.files.manifest import FORMAT_VERSION
+
+HERE = Path(__file__).parent
+NAMES = sorted(folder.name for folder in (HERE / "golden").iterdir() if folder.is_dir())
+
+# Twelve genes and thirty cells: some have no counts, which is said on loading.
+pytestmark = pytest.mark.filterwarnings("ignore::countvi.errors.DataWarning")
+
+
+@pytest.fixture(scope="module")
+def maker():
+    """The script that wrote the folders: its data and its read-outs."""
+    spec = importlib.util.spec_from_file_location("make_golden", HERE / "make_golden.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def expected(name, maker) -> dict[str, np.ndarray]:
+    with np.load(maker.GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+@pytest.fixture
+def model(name, maker) -> countvi.SCVI:
+    return countvi.SCVI.load(maker.GOLDEN / name, maker.golden_data(name))
+
+
+def test_there_is_one_of_the_present_format():
+    assert f"scvi_v{FORMAT_VERSION}" in NAMES
+
+
+def test_it_computes_what_it_computed(model, expected, maker):
+    for key, values in maker.read_outs(model).items():
+        np.testing.assert_allclose(values, expected[key], rtol=1e-6, atol=1e-6, err_msg=key)
+    assert np.ptp(expected["loc"], axis=0).min() > 1e-3  # cells differ, so the comparison says something
+
+
+def test_what_was_kept_besides_the_weights(model, expected):
+    for part in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(model, f"{part}_indices"), expected[part])
+    assert np.isfinite(model.history["elbo_train"]).all()
+    assert model.is_trained
+    assert model._options.latent_distribution == "ln"
+    assert not model._options.use_observed_lib_size
+
+
+def test_it_trains_on(model):
+    held_out, n_epochs = model.validation_indices, len(model.history)
+    model.train(1, batch_size=16, enable_progress_bar=False)
+    np.testing.assert_array_equal(model.validation_indices, held_out)
+    assert len(model.history) == n_epochs + 1
+    assert np.isfinite(model.get_latent_representation(mc_samples=50)).all()
+
+
+def test_it_is_small(name, maker):
+    files = [maker.GOLDEN / f"{name}.npz", *(maker.GOLDEN / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 50_000

@@ -1,0 +1,171 @@
+"""Every configuration that the contract of models is checked on.
+
+A model adds rows to :data:`ROWS`; ``test_contract.py`` runs all of them. A row says how to build the model and a
+minibatch of its data, and how many parameters there are: counted by hand, so that a head nobody uses is noticed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+
+import countvi
+from countvi.batch import Batch
+from countvi.errors import DataWarning
+from countvi.models._base import CountModel
+
+N_CELLS, N_GENES, N_BATCHES, N_LABELS, N_DONORS = 24, 7, 3, 2, 4
+N_HIDDEN, N_LATENT = 8, 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration.
+
+    Parameters
+    ----------
+    name
+        Shown by pytest.
+    build
+        From a seed to the model and a minibatch of all cells.
+    n_parameters
+        How many numbers are learned.
+    batch_matters
+        Whether a counterfactual batch changes what is generated.
+    """
+
+    name: str
+    build: Callable[[int], tuple[CountModel, Batch]]
+    n_parameters: int
+    batch_matters: bool = True
+
+
+@cache
+def cells() -> anndata.AnnData:
+    """Counts with covariates of every kind: one empty cell, one gene that is zero throughout."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(rng.gamma(1.0, 3.0, size=(N_CELLS, N_GENES))).astype(np.float32)
+    x[4] = 0.0
+    x[:, 2] = 0.0
+    obs = pd.DataFrame(
+        {
+            "batch": pd.Categorical([f"b{i % N_BATCHES}" for i in range(N_CELLS)]),
+            "label": pd.Categorical([f"l{i // 3 % N_LABELS}" for i in range(N_CELLS)]),
+            "donor": pd.Categorical([f"d{i // 5 % N_DONORS}" for i in range(N_CELLS)]),
+            "age": rng.normal(size=N_CELLS),
+            "stress": rng.normal(size=N_CELLS),
+            "factor": rng.gamma(5.0, 0.3, N_CELLS),
+        },
+        index=[f"cell{i}" for i in range(N_CELLS)],
+    )
+    return anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)]))
+
+
+def _build_scvi(options: dict[str, Any], keys: dict[str, Any], seed: int) -> tuple[CountModel, Batch]:
+    adata = cells().copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        countvi.SCVI.setup_anndata(adata, **keys)
+        model = countvi.SCVI(adata, n_hidden=N_HIDDEN, n_latent=N_LATENT, seed=seed, **options)
+    return model.module, model._need_data().batch(np.arange(N_CELLS))
+
+
+def _count_scvi(options: dict[str, Any], keys: dict[str, Any]) -> int:
+    """Number of learned numbers, from the paper's description and the options."""
+    n_layers = options.get("n_layers", 1)
+    batch_levels = N_BATCHES if "batch_key" in keys else 0
+    donor_levels = N_DONORS * len(keys.get("categorical_covariate_keys", ()))
+    n_features = len(keys.get("continuous_covariate_keys", ()))
+    n_levels = batch_levels + donor_levels
+    n_embedding = 0
+    if options.get("batch_representation") == "embedding":
+        n_levels, n_features, n_embedding = donor_levels, n_features + 5, 5 * max(batch_levels, 1)
+    normed = {"both": (1, 1), "encoder": (1, 0), "decoder": (0, 1), "none": (0, 0)}[
+        options.get("use_batch_norm", "both")
+    ]
+    deep = n_levels if options.get("deeply_inject_covariates", True) else 0
+
+    def trunk(n_in: int, layers: int, norm: int, covariates: bool) -> int:
+        first = n_in + covariates * (n_levels + n_features) + 1
+        others = N_HIDDEN + covariates * deep + 1
+        return N_HIDDEN * (first + (layers - 1) * others + 2 * norm * layers)
+
+    def head(n_out: int) -> int:
+        return n_out * (N_HIDDEN + 1)
+
+    encode = options.get("encode_covariates", False)
+    n = n_embedding + trunk(N_GENES, n_layers, normed[0], encode) + 2 * head(N_LATENT)
+    n += trunk(N_LATENT, n_layers, normed[1], True) + head(N_GENES)
+    if not options.get("use_observed_lib_size", True) and "size_factor_key" not in keys:
+        n += trunk(N_GENES, 1, normed[0], encode) + 2 * head(1)
+    likelihood, dispersion = options.get("gene_likelihood", "zinb"), options.get("dispersion", "gene")
+    n += head(N_GENES) if likelihood == "zinb" else 0
+    if likelihood == "poisson":
+        return n
+    return (
+        n
+        + {
+            "gene": N_GENES,
+            "gene-batch": N_GENES * max(batch_levels, 1),
+            "gene-label": N_GENES * (N_LABELS if "labels_key" in keys else 1),
+            "gene-cell": head(N_GENES),
+        }[dispersion]
+    )
+
+
+_BATCH = {"batch_key": "batch", "labels_key": "label"}
+_ALL = {**_BATCH, "categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["age", "stress"]}
+_SIZED = {**_ALL, "size_factor_key": "factor"}
+_LATENT = {"use_observed_lib_size": False}
+_DEEP = {"n_layers": 2, "encode_covariates": True}
+
+
+def _grid() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    spreads = ("gene", "gene-batch", "gene-label", "gene-cell")
+    grid = [({"gene_likelihood": y, "dispersion": d}, _BATCH) for y in ("zinb", "nb", "normal") for d in spreads]
+    grid += [({"gene_likelihood": "poisson"}, _BATCH)]
+    for likelihood in ("zinb", "nb", "poisson", "normal"):
+        for keys, library in ((_ALL, {}), (_ALL, _LATENT), (_SIZED, {}), (_SIZED, _LATENT)):
+            grid.append(({"gene_likelihood": likelihood, **library, **_DEEP}, keys))
+    one_by_one = (
+        {"latent_distribution": "ln"},
+        {"latent_distribution": "ln", **_LATENT, **_DEEP},
+        {"batch_representation": "embedding"},
+        {"batch_representation": "embedding", **_LATENT, **_DEEP},
+        {"deeply_inject_covariates": False, **_DEEP},
+        {"n_layers": 3, **_LATENT},
+        {"log_variational": False},
+        {"dropout_rate": 0.0},
+        *({"use_batch_norm": norm, **_LATENT, **_DEEP} for norm in ("encoder", "decoder", "none")),
+        *({"use_layer_norm": norm, **_DEEP} for norm in ("encoder", "decoder", "both")),
+        {"use_layer_norm": "both", "use_batch_norm": "none", **_LATENT},
+        {"dispersion": "gene-cell", "latent_distribution": "ln", "batch_representation": "embedding", **_LATENT},
+    )
+    grid += [(options, _ALL) for options in one_by_one]
+    # Nothing known about the cells, where every covariate has a single level.
+    grid += [({"dispersion": d, **library}, {}) for d in spreads for library in ({}, _LATENT)]
+    # The vector of the only batch is a constant, which batch normalisation would subtract again.
+    lone = {"batch_representation": "embedding", "encode_covariates": True, "use_batch_norm": "none"}
+    return [*grid, (lone, {})]
+
+
+def _scvi(options: dict[str, Any], keys: dict[str, Any]) -> Row:
+    words = [str(v) if isinstance(v, str) else f"{k}={v}" for k, v in options.items()]
+    known = {id(_BATCH): "batch", id(_ALL): "all", id(_SIZED): "sized"}.get(id(keys), "bare")
+    return Row(
+        name=f"scvi-{known}-{','.join(words)}",
+        build=partial(_build_scvi, options, keys),
+        n_parameters=_count_scvi(options, keys),
+        batch_matters="batch_key" in keys,
+    )
+
+
+ROWS = [_scvi(options, keys) for options, keys in _grid()]
+"""Add the rows of further models here."""
