@@ -186,8 +186,6 @@ def train(
     if request.resume and request.checkpoint_dir is None:
         message = "resume=True needs checkpoint_dir, the folder of the run to continue."
         raise OptionError(message)
-    if request.checkpoint_dir is not None:
-        _make_folder(request.checkpoint_dir)
     split = settle_split(split, request.split, dataset.n_cells, request.seed)
     if request.early_stopping and not len(split.validation):
         message = "early_stopping needs held-out cells, and this split has none. Lower train_size."
@@ -197,6 +195,8 @@ def train(
     if max_epochs is None:
         max_epochs = default_max_epochs(dataset.n_cells, feed.n_steps(fabric.world_size), request.plan)
     check_size("max_epochs", max_epochs)
+    if request.checkpoint_dir is not None:
+        _make_folder(request.checkpoint_dir)
     config = LoopConfig(
         max_epochs=int(max_epochs),
         seed=request.seed,
@@ -234,8 +234,9 @@ def make_fabric(accelerator: str, devices: Any, strategy: str, precision: str, l
             "Use one device, or strategy='ddp_spawn' in a script guarded by if __name__ == '__main__'."
         )
         raise OptionError(message)
-    for item in logger if isinstance(logger, (list, tuple)) else [logger]:
-        if item is not None and not hasattr(item, "log_metrics"):
+    loggers: list[Any] = [] if logger is None else list(logger) if isinstance(logger, (list, tuple)) else [logger]
+    for item in loggers:
+        if not hasattr(item, "log_metrics"):
             message = f"logger must be a Lightning Fabric logger (CSVLogger, say), or several; got {item!r}."
             raise OptionError(message)
     try:
@@ -244,7 +245,7 @@ def make_fabric(accelerator: str, devices: Any, strategy: str, precision: str, l
             devices=1 if devices == "auto" else devices,
             strategy=strategy,
             precision=precision,  # type: ignore[arg-type]
-            loggers=logger,
+            loggers=loggers,
         )
     except (RuntimeError, ValueError, TypeError, ImportError) as error:
         message = (

@@ -64,7 +64,7 @@ def _number(name: str, value: Any, kind: type, fits: Callable[[float], bool], wo
         If it is not a number, or not one of the range.
     """
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not fits(value) or kind(value) != value:
+    if not real or not math.isfinite(value) or not fits(float(value)) or kind(value) != value:
         message = f"{name} must be {words}; got {value!r}."
         raise OptionError(message)
     return kind(value)
