@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import countvi
-from countvi.errors import OptionError
+from countvi.errors import DataError, OptionError, UnknownNameError
 
 pytestmark = pytest.mark.filterwarnings("ignore::countvi.errors.DataWarning")
 
@@ -47,3 +47,27 @@ def test_batch_representation(adata):
     plain.train(1, enable_progress_bar=False)
     with pytest.raises(OptionError, match="batch_representation='embedding'"):
         plain.get_batch_representation()
+
+
+def test_labels_are_asked_for_only_where_they_are_read(adata):
+    adata.obs["label"] = np.where(np.arange(adata.n_obs) % 2, "T", "B")
+    countvi.SCVI.setup_anndata(adata, batch_key="batch", labels_key="label")
+    query = adata.copy()
+    del query.obs["label"]
+    model = countvi.SCVI(adata, n_hidden=8, n_latent=2)
+    model.train(1, enable_progress_bar=False)
+    np.testing.assert_array_equal(model.get_latent_representation(query), model.get_latent_representation())
+    by_label = countvi.SCVI(adata, n_hidden=8, n_latent=2, dispersion="gene-label")
+    by_label.train(1, enable_progress_bar=False)
+    with pytest.raises(UnknownNameError, match="'label'"):
+        by_label.get_latent_representation(query)
+
+
+def test_something_else_than_an_anndata():
+    with pytest.raises(DataError, match=r"An AnnData is expected here; got numpy.ndarray"):
+        countvi.SCVI.setup_anndata(np.zeros((3, 3)))
+
+
+def test_correlations_of_no_cells(trained):
+    with pytest.raises(OptionError, match="at least one cell"):
+        trained.get_feature_correlation_matrix(indices=[])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-def bind(adata: AnnData, registry: Registry) -> Dataset:
+def bind(adata: AnnData, registry: Registry, optional: Collection[str] = ()) -> Dataset:
     """Read an AnnData the way a model was set up.
 
     Genes are matched by name: another order is put right while reading, genes that the model does not have are
@@ -147,6 +147,8 @@ def bind(adata: AnnData, registry: Registry) -> Dataset:
         AnnData itself copies those of a view in memory.
     registry
         What the model was set up with.
+    optional
+        Roles of columns that the model does not read. They need not be there, and may hold other categories.
 
     Raises
     ------
@@ -161,7 +163,7 @@ def bind(adata: AnnData, registry: Registry) -> Dataset:
     sources = {m.name: open_source(adata, m.location, _align(adata, m)) for m in registry.modalities}
     codes = np.zeros((adata.n_obs, len(registry.columns)), dtype=np.int64)
     for i, column in enumerate(registry.columns):
-        if column.key is not None:
+        if column.key is not None and column.role not in optional:
             codes[:, i] = codes_of(obs_column(adata, column.key, f"The model's {column.role} key"), column)
     continuous = np.zeros((adata.n_obs, len(registry.continuous_keys)), dtype=np.float32)
     for i, key in enumerate(registry.continuous_keys):

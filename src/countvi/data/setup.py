@@ -5,16 +5,14 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from anndata import AnnData
 
 from countvi.batch import RNA
 from countvi.data.columns import categories_of, continuous_of, obs_column, size_factor_of
 from countvi.data.registry import Column, Modality, Registry
 from countvi.data.source import matrix_at
 from countvi.errors import DataError, OptionError, shorten
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 def setup_anndata(
@@ -93,13 +91,16 @@ def setup_anndata(
 
 
 def check_shape(adata: AnnData) -> None:
-    """Check that there are cells and genes, and that a gene is known by its name.
+    """Check that it is an AnnData with cells and genes, and that a gene is known by its name.
 
     Raises
     ------
     DataError
-        If there are none, or if names of genes are repeated.
+        If it is something else, if there are none, or if names of genes are repeated.
     """
+    if not isinstance(adata, AnnData):
+        message = f"An AnnData is expected here; got {type(adata).__module__}.{type(adata).__name__}."
+        raise DataError(message)
     if adata.n_obs == 0 or adata.n_vars == 0:
         message = f"The AnnData is empty: {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed."
         raise DataError(message)

@@ -236,9 +236,13 @@ class RNAEstimator(CountEstimator, ABC):
             message = "gene_list is empty; correlations need at least one gene."
             raise OptionError(message)
         rna_size_factor = _positive("rna_size_factor", rna_size_factor)
+        cells = self._cells(adata, indices, batch_size)
+        if not len(cells):
+            message = "Correlations between genes need at least one cell; indices selects none."
+            raise OptionError(message)
         matrix = query.feature_correlation(
             self.module,
-            self._cells(adata, indices, batch_size),
+            cells,
             genes=genes,
             rna_size_factor=rna_size_factor,
             counterfactuals=resolve_batches(transform_batch, self.registry),

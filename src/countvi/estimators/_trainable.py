@@ -51,7 +51,7 @@ class Trainable(ABC):
         self.seed = seeding.checked(seed)
         self.is_trained = False
         self._init_args = dict(init_args)
-        self._data = data_layer.bind(adata, registry) if adata is not None else None
+        self._data = data_layer.bind(adata, registry, self._unread_roles) if adata is not None else None
         self._rows: list[Row] = []
         self._split: data_layer.Split | None = None
         self._fingerprint: str | None = None
@@ -69,6 +69,11 @@ class Trainable(ABC):
     @abstractmethod
     def _takes_negative(self) -> bool:
         """Whether negative values can be used."""
+
+    @property
+    @abstractmethod
+    def _unread_roles(self) -> frozenset[str]:
+        """Roles of columns that this model does not read, so that other data need not have them."""
 
     @abstractmethod
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
@@ -309,7 +314,7 @@ class Trainable(ABC):
     def _dataset(self, adata: AnnData | None) -> data_layer.Dataset:
         if adata is None or adata is self.adata:
             return self._need_data()
-        return data_layer.bind(adata, self.registry)
+        return data_layer.bind(adata, self.registry, self._unread_roles)
 
     def _obs_names(self, adata: AnnData | None) -> pd.Index:
         return self._need_data().obs_names if adata is None else adata.obs_names

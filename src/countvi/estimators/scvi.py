@@ -232,6 +232,10 @@ class SCVI(RNAEstimator):
     def _takes_negative(self) -> bool:
         return self._options.gene_likelihood == "normal" and not self._options.log_variational
 
+    @property
+    def _unread_roles(self) -> frozenset[str]:
+        return frozenset() if self._options.dispersion == "gene-label" else frozenset({"labels"})
+
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
         assert self.adata is not None
         normal = self._options.gene_likelihood == "normal"

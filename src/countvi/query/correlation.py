@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from countvi import seeding
@@ -169,6 +168,8 @@ def _pearson(draws: _Draws, n_genes: int) -> np.ndarray:
 
 def _spearman(draws: _Draws, n_genes: int) -> np.ndarray:
     """Pearson correlation of ranks."""
+    from scipy.stats import rankdata  # slow to import, and only needed here
+
     n = len(draws)
     with _scratch((n_genes, n)) as values:
         start = 0

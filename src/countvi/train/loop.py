@@ -194,7 +194,7 @@ class _Run:
         with seeding.forked(dropout, device):
             for rows, batch in self.feed.train(epoch, self.rank, self.world):
                 self.step(batch.to(device, self.dtype), noise, tally, (epoch, rows))
-        if not all_finite(self.model):
+        if not self._all_agree(all_finite(self.model)):
             self.roll_back()
         train = self._means(tally)
         self.state.epochs_done += 1
