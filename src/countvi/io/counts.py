@@ -75,7 +75,7 @@ def _read_10x(path: Path) -> AnnData:
             var = pd.DataFrame({"gene_ids": features["id"].asstr()[:]}, index=features["name"].asstr()[:])
             expressed = features["feature_type"].asstr()[:] == "Gene Expression"
             obs = pd.DataFrame(index=group["barcodes"].asstr()[:])
-        var = var[expressed]
+        var = var.loc[expressed]
         var.index = make_index_unique(var.index)  # symbols recur in the references of Cell Ranger
         return anndata.AnnData(counts[:, expressed], obs=obs, var=var)
     except FileFormatError:

@@ -151,7 +151,7 @@ def log_prob_inflated(nb, log_odds, v):
     out, lost = 0.0, 0
     for start in range(0, nb.shape[0], _BLOCK):
         stop = start + _BLOCK
-        q, a, p, part = nb[start:stop], log_odds[start:stop], v[start:stop], ZERO
+        q, a, p, part, missed = nb[start:stop], log_odds[start:stop], v[start:stop], ZERO, ZERO
         for g in range(q.shape[0]):
             minus, plus = expm1_and_exp(q[g])
             t = expm1_and_exp(-abs(a[g]))[1]
@@ -161,8 +161,9 @@ def log_prob_inflated(nb, log_odds, v):
             p[g] = pi + kept * plus
             term = log_one_minus(-kept * minus, p[g])
             part += term if p[g] > _TINY else ZERO
-            lost += 0 if p[g] > _TINY else 1
+            missed += ZERO if p[g] > _TINY else ONE
         out += part
+        lost += int(missed)
     return out, lost
 
 

@@ -82,8 +82,11 @@ def _work_space(job, counts, parameters):
     longest = 0
     for cell in range(job[_CELLS]):
         longest = max(longest, offsets[cell + 1] - offsets[cell])
+    genes = job[_GENES]
     # Rows whose starts differ by a power of two would push each other out of the cache.
-    rows = np.empty((_N_ROWS, job[_GENES] + 80), np.float32)[:, : job[_GENES]]
+    block = np.empty((_N_ROWS, genes + 80), np.float32)
+    # One by one, so that each is known to be contiguous.
+    rows = (block[0, :genes], block[1, :genes], block[2, :genes], block[3, :genes], block[4, :genes], block[5, :genes])
     if job[_THETA_ROWS] == 1:
         dense.exp_into(parameters[2][0], rows[_THETA])
     return rows, np.empty((stored.N_BUFFERS, longest + 40)), np.empty((2, longest + 40), np.int64)
