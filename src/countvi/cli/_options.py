@@ -55,10 +55,6 @@ class Options:
             if name not in self.values:
                 message = f"Name {what}, on the command line or in --config."
                 raise OptionError(message)
-        seed = self.values.get("seed", 0)
-        if seed < 0:
-            message = f"seed must be at least 0; got {seed}."
-            raise OptionError(message)
 
     @property
     def counts(self) -> Path:

@@ -12,7 +12,7 @@ import typer
 
 from countvi.cli._folder import RunFolder
 from countvi.cli._options import Options, Switches
-from countvi.errors import DataWarning, OptionError, TrainingWarning, choose
+from countvi.errors import DataWarning, TrainingWarning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,6 @@ def run(model_name: str, obsm_key: str, options: Options, switches: Switches) ->
         import countvi
         from countvi.io import read_counts
 
-        _check_accelerator(options.train.get("accelerator", "auto"))
         adata = read_counts(options.counts)
         model_class = getattr(countvi, model_name)
         model_class.setup_anndata(adata, **options.setup)
@@ -78,20 +77,6 @@ def _beginning(folder: RunFolder, options: Options) -> Callback:
             folder.begin(options.to_yaml(), options.write_h5ad)
 
     return Beginning()
-
-
-def _check_accelerator(name: str) -> None:
-    import torch
-
-    there_is = {
-        "auto": lambda: True,
-        "cpu": lambda: True,
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-    }
-    if not choose("accelerator", name, there_is)():
-        message = f"PyTorch finds no device for accelerator {name!r} here. Use 'cpu', or 'auto' for what there is."
-        raise OptionError(message)
 
 
 @contextmanager
@@ -180,9 +165,10 @@ def kept_elbo(history: pd.DataFrame, *, early_stopping: bool) -> tuple[float, st
     tuple
         The ELBO in nats per cell, higher is better, and the cells it is of.
     """
-    if "elbo_validation" not in history or history["elbo_validation"].isna().all():
+    seen = history.dropna(subset=["elbo_validation"]) if "elbo_validation" in history else history.iloc[:0]
+    if not len(seen):
         return -float(history["elbo_train"].iloc[-1]), "training cells"
-    seen = history.dropna(subset=["elbo_validation"])
-    candidates = seen.loc[seen["kl_weight"] >= 1.0, "elbo_validation"]
-    last = seen["elbo_validation"].iloc[-1]
-    return -float(candidates.min() if early_stopping and len(candidates) else last), "held-out cells"
+    after_warmup = seen[seen["kl_weight"] >= 1.0]
+    best = early_stopping and len(after_warmup) > 0
+    elbo = after_warmup["elbo_validation"].min() if best else seen["elbo_validation"].iloc[-1]
+    return -float(elbo), "held-out cells"
