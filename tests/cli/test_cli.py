@@ -334,3 +334,13 @@ def test_help_and_version_are_quick_and_need_no_torch():
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert countvi.__version__ in finished.stdout
     assert "--batch-key" in finished.stdout
+
+
+def test_the_config_works_from_another_folder(cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(cells.parent)
+    assert run("train", "scvi", cells.name, "--out", "first", *SMALL) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert run("train", "scvi", "--config", tmp_path / "first" / "run.yaml", "--out", "second", "--quiet") == 0
+    assert (elsewhere / "second" / "model").is_dir()

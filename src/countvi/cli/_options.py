@@ -28,6 +28,9 @@ _FILES = ("counts", "out", "write_h5ad")
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
+_PATHS = ("counts", "out", "write_h5ad")
+
+
 @dataclass(frozen=True)
 class Switches:
     """What belongs to one call and not to the run: it is not kept in ``run.yaml``."""
@@ -90,7 +93,9 @@ class Options:
 
     def to_yaml(self) -> str:
         """Text that ``--config`` reads back as these options."""
-        return yaml.safe_dump(dict(self.values), sort_keys=False, allow_unicode=True)
+        # Whole paths, so that the file means the same read from another folder.
+        values = {n: str(Path(v).resolve()) if n in _PATHS else v for n, v in self.values.items()}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def resolve(given: Mapping[str, Any], config: Path | None, kinds: Mapping[str, Any]) -> Options:
