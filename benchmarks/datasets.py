@@ -13,7 +13,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-_FILES = {"kang": "pbmc_kang_ctrl_stim.h5ad", "pbmc3k": "pbmc3k_10x.h5ad"}
+_FILES = {
+    "kang": "pbmc_kang_ctrl_stim.h5ad",
+    "pbmc3k": "pbmc3k_10x.h5ad",
+    "pbmc4k": "pbmc4k_soupx_ambient_profile.h5ad",
+    "pdac": "pdac_indrop_reference.h5ad",
+    "citeseq": "pbmc_citeseq_10k_5k.h5ad",
+    "snareseq": "snareseq_mouse_m1_rna_atac.h5ad",
+}
 
 
 def available() -> list[str]:
@@ -23,7 +30,7 @@ def available() -> list[str]:
 
 
 def load(name: str, n_genes: int | None) -> anndata.AnnData:
-    """Read a real data set, restricted to its most variable genes.
+    """Read the RNA of a real data set, restricted to its most variable genes.
 
     Parameters
     ----------
@@ -33,9 +40,18 @@ def load(name: str, n_genes: int | None) -> anndata.AnnData:
         How many genes to keep; ``None`` for all that are seen in three cells.
     """
     adata = anndata.read_h5ad(Path(os.environ["COUNTVI_TEST_DATA"]) / _FILES[name])
+    if "modality" in adata.var:
+        adata = adata[:, adata.var["modality"] == "Gene Expression"].copy()
     adata.X = sp.csr_matrix(adata.X).astype(np.float32)
     seen = np.asarray((adata.X > 0).sum(0)).ravel() >= 3
     return variable_genes(adata[:, seen].copy(), n_genes)
+
+
+def halves(n_cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on, and a tenth held out."""
+    order = np.random.default_rng(seed).permutation(n_cells)
+    held_out = n_cells // 10
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 def variable_genes(adata: anndata.AnnData, n_genes: int | None) -> anndata.AnnData:

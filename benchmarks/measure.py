@@ -3,19 +3,63 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+PEER = "scvi-tools"
+FLOOR = "floor"
+"""Other side of a comparison with the plain arithmetic of the same work."""
+_PACKAGES = ("countvi", PEER, "torch", "numpy", "anndata", "numba", "scikit-learn")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks for.
+
+    Parameters
+    ----------
+    results
+        Folder of the results.
+    scratch
+        Folder for large temporary files.
+    smoke
+        Tiny sizes: see whether a part runs, not how fast.
+    reuse
+        Take up finished training runs of the last day.
+    seeds
+        Seeds of the trainings instead of each data set's own.
+    """
+
+    results: Path = HERE / "results"
+    scratch: Path = Path(tempfile.gettempdir())
+    smoke: bool = False
+    reuse: bool = False
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def repeats(self) -> int:
+        """How often each side is timed."""
+        return self.pick(5, 2)
+
+    def pick(self, full: T, tiny: T) -> T:
+        """One of two sizes."""
+        return tiny if self.smoke else full
 
 
 @dataclass
@@ -29,13 +73,20 @@ class Comparison:
     unit
         Unit of the figures.
     ours, theirs
-        A figure per repeat, in the same order: repeat ``i`` of one ran right beside repeat ``i`` of the other.
+        A figure per repeat, in the same order: repeat ``i`` of one ran right beside repeat ``i`` of the other. No
+        ``theirs`` where there is no other side.
     elbo_ours, elbo_theirs
         Held-out ELBO per cell (nats, higher is better) where a model was trained, per repeat.
+    scores_ours, scores_theirs
+        What else is known of the trained models, by name, a figure per repeat.
+    missed
+        In how many repeats ours did not get there, however long; they have no figures.
     notes
         Sizes, epochs, and whatever else a reader needs.
-    data, n_genes
-        Real data set, and how many of its most variable genes.
+    data, n_genes, likelihood
+        Real data set, how many of its most variable genes, and the likelihood, where the row is a default training.
+    other
+        Name of the other side.
     """
 
     work: str
@@ -44,14 +95,19 @@ class Comparison:
     theirs: list[float] = field(default_factory=list)
     elbo_ours: list[float] = field(default_factory=list)
     elbo_theirs: list[float] = field(default_factory=list)
+    scores_ours: dict[str, list[float]] = field(default_factory=dict)
+    scores_theirs: dict[str, list[float]] = field(default_factory=dict)
+    missed: int = 0
     notes: str = ""
     data: str = ""
     n_genes: int | None = None
+    likelihood: str = ""
+    other: str = PEER
 
     @property
     def ratios(self) -> list[float]:
-        """Theirs over ours, repeat by repeat: above one, ours is smaller."""
-        return [b / a for a, b in zip(self.ours, self.theirs, strict=True)]
+        """Theirs over ours, repeat by repeat: above one, ours is smaller. Empty without another side."""
+        return [b / a for a, b in zip(self.ours, self.theirs, strict=True)] if self.theirs else []
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -73,23 +129,45 @@ def alternate(
     return comparison
 
 
+def peak_memory() -> float:
+    """Peak resident memory of this process so far, in GB (1e9 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: on Linux a child starts with the peak of the process that started it.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return float(line.split()[1]) * 1024 / 1e9
+    in_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * in_bytes / 1e9
+
+
+@functools.cache
 def machine() -> dict[str, object]:
     """What the figures hold for."""
     import torch
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     cpu = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "../src") else ""),
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("countvi", "scvi-tools", "torch", "numpy", "anndata")},
+        **{name: version for name in _PACKAGES if (version := _version(name)) is not None},
     }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=HERE).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpuinfo() -> list[str]:
@@ -97,23 +175,32 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def write(name: str, comparisons: list[Comparison]) -> Path:
+def write(folder: Path, name: str, comparisons: list[Comparison]) -> Path:
     """Keep results as JSON."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     content = {"machine": machine(), "comparisons": [asdict(comparison) for comparison in comparisons]}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Minimum, median and maximum of a list as text."""
-    if not values:
-        return ""
-    return " / ".join(f"{value:.{digits}g}" for value in (min(values), statistics.median(values), max(values)))
+    """Minimum, median and maximum of a list as text; a single value stands alone."""
+    distinct = (min(values), statistics.median(values), max(values)) if len(values) > 1 else values
+    return " / ".join(f"{value:.{digits}g}" for value in distinct)
 
 
-def in_subprocess(code: str) -> str:
-    """Run Python code in a fresh interpreter and return what it printed last."""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def in_subprocess(code: str, environment: dict[str, str] | None = None) -> str:
+    """Run Python code in a fresh interpreter, where this folder can be imported from, and return what it printed last.
+
+    Raises
+    ------
+    RuntimeError
+        If it fails, with the end of what it wrote to standard error.
+    """
+    paths = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    if run.returncode:
+        raise RuntimeError(f"A subprocess of the benchmark failed:\n{run.stderr[-2_000:]}")
     return run.stdout.strip().splitlines()[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from abc import ABC, abstractmethod
 from typing import Any
@@ -35,9 +36,15 @@ class Side(ABC):
         """Posterior means of all cells."""
         return model.get_latent_representation()
 
-    def expression(self, model: Any, rows: np.ndarray) -> None:
-        """Normalised expression of some cells as an array."""
-        model.get_normalized_expression(indices=rows, return_numpy=True)
+    def expression(self, model: Any, rows: np.ndarray) -> np.ndarray:
+        """Normalised expression of some cells, shape ``(cells, genes)``."""
+        return model.get_normalized_expression(indices=rows, return_numpy=True)
+
+    def one_vs_rest(self, model: Any, groups: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean normalised expression in each group and in the others, shape ``(groups, genes)`` each."""
+        sums = np.stack([self.expression(model, rows).sum(0, dtype=np.float64) for rows in groups])
+        sizes = np.array([[len(rows)] for rows in groups])
+        return sums / sizes, (sums.sum(0) - sums) / (sizes.sum() - sizes)
 
 
 def _batch_key(adata: anndata.AnnData) -> str | None:
@@ -75,6 +82,7 @@ class ScviTools(Side):
     def build(self, adata: anndata.AnnData, seed: int, **options: Any) -> Any:
         import scvi
 
+        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
         scvi.settings.seed, scvi.settings.verbosity = seed, 40
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -82,10 +90,10 @@ class ScviTools(Side):
             return scvi.model.SCVI(adata, **options)
 
     def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
-        import logging
-
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        split = {"external_indexing": [train, validation, np.empty(0, dtype=int)]}
+        for name in ("lightning.pytorch", "lightning.fabric"):  # each import of a part of lightning resets them
+            logging.getLogger(name).setLevel(logging.ERROR)
+        rest = np.setdiff1d(np.arange(model.adata.n_obs), np.concatenate([train, validation]))
+        split = {"external_indexing": [train, validation, rest]}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.train(max_epochs, accelerator="cpu", datasplitter_kwargs=split, enable_progress_bar=False)

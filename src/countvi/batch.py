@@ -93,13 +93,19 @@ class CountBlock:
         """Apply a function with ``function(0) = 0`` to the stored entries."""
         return dataclasses.replace(self, values=function(self.values))
 
+    def divide_rows(self, divisor: Cells) -> CountBlock:
+        """Divide the entries of each row by one number, shape ``(cells,)``."""
+        return dataclasses.replace(self, values=self.values / divisor.index_select(0, self.rows))
+
     def to_dense(self) -> CellsGenes:
         """Return the dense matrix, shape ``(cells, n_features)``."""
         dense = self.values.new_zeros(self.n_cells * self.n_features)
         return dense.index_add(0, self.flat_index, self.values).view(self.n_cells, self.n_features)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> CountBlock:
-        """Move to a device, and cast the stored entries."""
+        """Move to a device, and cast the stored entries; itself if there is nothing to do."""
+        if (device is None or torch.device(device) == self.values.device) and dtype in (None, self.values.dtype):
+            return self
         return CountBlock(
             values=self.values.to(device=device, dtype=dtype),
             columns=self.columns.to(device=device),

@@ -65,7 +65,8 @@ class Linear(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, n_features: int = 0, factors: Sequence[Factor] = ()) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        # Stored by input: a gene's weights lie together, which is how sparse counts read them.
+        self.weight = nn.Parameter(torch.empty(n_in, n_out).t())
         self.bias = nn.Parameter(torch.empty(n_out))
         self.features = nn.Parameter(torch.empty(n_out, n_features)) if n_features else None
         levels = LevelTable(factors, n_out)
@@ -78,8 +79,10 @@ class Linear(nn.Module):
         n_inputs += self.features.shape[1] if self.features is not None else 0
         n_inputs += self.levels.weight.shape[0] if self.levels is not None else 0
         bound = 1.0 / math.sqrt(max(n_inputs, 1))
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                # Drawn row by row, however it is stored.
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
         """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_out)``."""

@@ -1,20 +1,33 @@
 """Which implementation the functions of :mod:`countvi.ops` run on.
 
-A backend is a module that has a function of the same name and signature for each of them. ``reference`` is the
-specification, and every other backend is tested against it.
+A backend is a module that has a function of the same name and signature for each operation with a kernel. ``reference``
+is the specification, and every other backend is tested against it. The kernels are imported when they are first
+needed: that compiles them, or reads from disk what was compiled before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import importlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 
-from countvi.errors import choose
+import torch
+from torch import Tensor
+
+from countvi.errors import OptionError, choose
 from countvi.ops import reference
 
-_BACKENDS: Mapping[str, ModuleType] = {"auto": reference, "reference": reference}
+# Reading the kernels from disk takes less; whoever waits longer is told why.
+_PATIENCE = 2.0
+_NOTICE = "countvi: compiling its kernels for this machine. This takes some seconds, once."
+
+_NAMES = ("auto", "cpu", "reference")
 
 _active: ContextVar[str] = ContextVar("countvi_ops_backend", default="auto")
 
@@ -28,13 +41,14 @@ def backend(name: str) -> Iterator[None]:
     Parameters
     ----------
     name
-        ``"reference"``: readable torch, on every device, in float32 and float64. ``"auto"``: the best that there
-        is for the tensors at hand (the default outside any block).
+        ``"reference"``: readable torch, on every device, in float32 and float64. ``"cpu"``: compiled kernels, for
+        float32 on the CPU. ``"auto"``: the best that there is for the tensors at hand (the default outside any block):
+        the kernels where they apply and numba is installed, else the reference.
 
     Raises
     ------
     OptionError
-        If there is no backend of that name.
+        If there is no backend of that name, or, for ``"cpu"``, numba is not installed.
 
     Examples
     --------
@@ -43,7 +57,10 @@ def backend(name: str) -> Iterator[None]:
     ...     ops.active_backend()
     'reference'
     """
-    choose("backend", name, _BACKENDS)
+    choose("backend", name, dict.fromkeys(_NAMES))
+    if name == "cpu" and _kernels() is None:
+        message = "The backend 'cpu' needs numba, which is not installed; `pip install numba`, or use 'auto'."
+        raise OptionError(message)
     token = _active.set(name)
     try:
         yield
@@ -56,6 +73,38 @@ def active_backend() -> str:
     return _active.get()
 
 
-def implementation() -> ModuleType:
-    """Return the module that the operations run on."""
-    return _BACKENDS[_active.get()]
+def implementation(*tensors: Tensor) -> ModuleType:
+    """Return the module that an operation on these tensors runs on.
+
+    Raises
+    ------
+    OptionError
+        If the backend in force is ``"cpu"`` and the tensors are not float32 on the CPU.
+    """
+    name = _active.get()
+    if name == "reference":
+        return reference
+    fits = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    if fits:
+        return _kernels() or reference
+    if name == "cpu":
+        found = ", ".join(sorted({f"{tensor.dtype} on {tensor.device}" for tensor in tensors}))
+        message = f"The backend 'cpu' computes with torch.float32 on the CPU; got {found}. Use 'auto' or 'reference'."
+        raise OptionError(message)
+    return reference
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """Return the compiled kernels, or ``None`` without numba. The first call of all compiles them."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    notice = threading.Timer(_PATIENCE, lambda: print(_NOTICE, file=sys.stderr, flush=True))
+    notice.daemon = True
+    notice.start()
+    try:
+        return importlib.import_module("countvi.ops.cpu")
+    except ImportError:  # a numba that does not fit this Python or numpy
+        return None
+    finally:
+        notice.cancel()

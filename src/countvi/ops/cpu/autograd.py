@@ -1,0 +1,297 @@
+"""The kernels as differentiable functions of tensors.
+
+A kernel gives value and gradient in one pass, before it is known what the gradient will be multiplied by. Where that is
+one number for all cells, as for the mean over a minibatch, the gradient is multiplied when it is asked for; else the
+kernel runs once more, with a weight per cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from countvi.batch import CountBlock
+from countvi.ops import reference
+from countvi.ops.cpu import likelihood, linear, team
+from countvi.ops.link import Link
+from countvi.typing import Cells, CellsGenes, CellsHidden
+
+# Cells that a thread takes at a time.
+_CHUNK = 8
+
+
+def negative_binomial(
+    logits: CellsGenes, log_library: Cells, log_theta: Tensor, counts: CountBlock, link: Link
+) -> Cells:
+    """Log-likelihood per cell."""
+    settings = _Settings(likelihood.NEGATIVE_BINOMIAL, link, torch.is_grad_enabled())
+    return _LogLikelihood.apply(logits, log_library, log_theta, None, counts, settings)
+
+
+def zero_inflated_negative_binomial(
+    logits: CellsGenes, log_library: Cells, log_theta: Tensor, pi_logits: CellsGenes, counts: CountBlock, link: Link
+) -> Cells:
+    """Log-likelihood per cell."""
+    settings = _Settings(likelihood.ZERO_INFLATED, link, torch.is_grad_enabled())
+    return _LogLikelihood.apply(logits, log_library, log_theta, pi_logits, counts, settings)
+
+
+def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Link) -> Cells:
+    """Log-likelihood per cell."""
+    settings = _Settings(likelihood.POISSON, link, torch.is_grad_enabled())
+    return _LogLikelihood.apply(logits, log_library, None, None, counts, settings)
+
+
+def sparse_linear(
+    counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool, divisor: Cells | None = None
+) -> CellsHidden:
+    """Counts, or their log1p, times the transposed weight, plus the bias."""
+    if counts.values.requires_grad:
+        return reference.sparse_linear(counts, weight, bias, log1p, divisor)
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[0])
+    return _SparseLinear.apply(counts, weight, bias, log1p, divisor)
+
+
+def _readable(counts: CountBlock) -> CountBlock:
+    """Counts as the kernels read them: float32 and int64, each array in one piece."""
+    assert counts.offsets.numel() > 0, "a block of counts has one offset more than cells"
+    return CountBlock(
+        values=counts.values.to(torch.float32).contiguous(),
+        columns=counts.columns.to(torch.int64).contiguous(),
+        offsets=counts.offsets.to(torch.int64).contiguous(),
+        n_features=counts.n_features,
+    )
+
+
+def _run(compiled: Any, slots: tuple[str, ...], work: int, **numbers: Tensor | int | None) -> None:
+    """Run a kernel on sizes, flags and tensors named as its slots; what is not named is zero.
+
+    The tensors are arguments so that they live until the kernel, which knows their addresses only, is done.
+    """
+    job = np.zeros(len(slots), np.int64)
+    for i, name in enumerate(slots):
+        value = numbers.get(name)
+        if value is not None:
+            job[i] = value.data_ptr() if isinstance(value, Tensor) else value
+    team.run(compiled.address, job, work)
+
+
+class _Settings(NamedTuple):
+    """What is not a tensor."""
+
+    family: int
+    link: Link
+    with_gradient: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """Parameters as the kernel reads them: contiguous, a row for every sample and cell."""
+
+    logits: Tensor
+    log_library: Tensor
+    log_theta: Tensor | None
+    pi_logits: Tensor | None
+    counts: CountBlock
+    settings: _Settings
+    shape: torch.Size
+
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        log_library: Tensor,
+        log_theta: Tensor | None,
+        pi_logits: Tensor | None,
+        counts: CountBlock,
+        settings: _Settings,
+    ) -> _Problem:
+        """Broadcast the parameters; the counts are readable."""
+        n_genes = logits.shape[-1]
+        dense = [tensor.shape for tensor in (logits, log_theta, pi_logits) if tensor is not None]
+        shape = torch.broadcast_shapes(*dense, (*log_library.shape, n_genes))
+        assert shape[-2:] == (counts.n_cells, counts.n_features), f"parameters {tuple(shape)} do not fit the counts"
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.expand(shape).reshape(-1, n_genes).contiguous()
+
+        if log_theta is not None:  # which may be shared by samples, or by all
+            log_theta = log_theta.reshape(-1, n_genes).contiguous() if log_theta.ndim <= 2 else rows(log_theta)
+        return cls(
+            logits=rows(logits),
+            log_library=log_library.expand(shape[:-1]).reshape(-1).contiguous(),
+            log_theta=log_theta,
+            pi_logits=None if pi_logits is None else rows(pi_logits),
+            counts=counts,
+            settings=settings,
+            shape=shape,
+        )
+
+    def solve(self, weight: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor, _Gradients | None]:
+        """Log-likelihood per row, and its gradient times a weight per row."""
+        n_rows, n_genes = self.logits.shape
+        out, chunks = weight.new_empty(n_rows), -(-n_rows // _CHUNK)
+        theta_rows = 0 if self.log_theta is None else self.log_theta.shape[0]
+        gradients = None
+        if any(needed):
+            d_theta_rows = chunks if theta_rows == 1 else n_rows
+            gradients = _Gradients(
+                logits=torch.empty_like(self.logits),
+                log_library=torch.empty_like(self.log_library),
+                log_theta=weight.new_empty(d_theta_rows, n_genes) if needed[2] else None,
+                pi_logits=torch.empty_like(self.logits) if needed[3] else None,
+            )
+        _run(
+            likelihood.LOG_LIKELIHOOD,
+            likelihood.SLOTS,
+            work=n_rows * n_genes,
+            rows=n_rows,
+            cells=self.counts.n_cells,
+            genes=n_genes,
+            chunk=_CHUNK,
+            chunks=chunks,
+            nonzeros=self.counts.values.shape[0],
+            family=self.settings.family,
+            softmax=self.settings.link is Link.SOFTMAX,
+            theta_rows=theta_rows,
+            logits=self.logits,
+            log_library=self.log_library,
+            log_theta=self.log_theta,
+            pi_logits=self.pi_logits,
+            values=self.counts.values,
+            columns=self.counts.columns,
+            offsets=self.counts.offsets,
+            weight=weight,
+            out=out,
+            **({f"d_{name}": value for name, value in vars(gradients).items()} if gradients else {}),
+        )
+        return out, gradients
+
+
+@dataclass(frozen=True, eq=False)
+class _Gradients:
+    """By the inputs, a row for every sample and cell; by the dispersion, one per chunk where all rows share it."""
+
+    logits: Tensor
+    log_library: Tensor
+    log_theta: Tensor | None
+    pi_logits: Tensor | None
+
+    def times(self, factor: float) -> None:
+        """Multiply in place."""
+        for gradient in vars(self).values():
+            if gradient is not None and factor != 1.0:
+                gradient.mul_(factor)
+
+
+class _LogLikelihood(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        log_library: Tensor,
+        log_theta: Tensor | None,
+        pi_logits: Tensor | None,
+        counts: CountBlock,
+        settings: _Settings,
+    ) -> Tensor:
+        counts = _readable(counts)
+        problem = _Problem.of(logits, log_library, log_theta, pi_logits, counts, settings)
+        # What asks for a gradient does so outside `no_grad` too.
+        needed = tuple(settings.with_gradient and need for need in ctx.needs_input_grad[:4])
+        out, ctx.gradients = problem.solve(problem.logits.new_ones(problem.logits.shape[0]), needed)
+        ctx.save_for_backward(logits, log_library, log_theta, pi_logits, counts.values, counts.columns, counts.offsets)
+        ctx.n_genes, ctx.settings, ctx.needed, ctx.shape = counts.n_features, settings, needed, problem.shape
+        return out.view(problem.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, values, columns, offsets = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None
+        weight = grad.reshape(-1).contiguous()
+        numbers = weight.numpy()
+        if gradients is not None and (numbers == numbers[:1]).all():
+            # In place: should the gradient be asked for again, it is made anew.
+            gradients.times(float(numbers[0]) if numbers.size else 1.0)
+        else:
+            counts = CountBlock(values, columns, offsets, ctx.n_genes)
+            _, gradients = _Problem.of(*inputs, counts=counts, settings=ctx.settings).solve(weight, ctx.needed)
+        wanted = zip(ctx.needed, inputs, vars(gradients).values(), strict=True)
+        return (*(_sum_to(g, x, ctx.shape) if need else None for need, x, g in wanted), None, None)
+
+
+def _sum_to(gradient: Tensor, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Sum over the axes along which an input was repeated."""
+    full = shape if gradient.ndim == 2 else shape[:-1]
+    if gradient.numel() != full.numel():  # by a dispersion that all rows share
+        return gradient.sum(0).view(tensor.shape)
+    return gradient.view(full).sum_to_size(tensor.shape)
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, counts: CountBlock, weight: Tensor, bias: Tensor, log1p: bool, divisor: Tensor | None
+    ) -> Tensor:
+        counts = _readable(counts)
+        assert weight.shape[1] == counts.n_features, (
+            f"a weight for {weight.shape[1]} genes, counts of {counts.n_features}"
+        )
+        assert bias.shape == weight.shape[:1], f"a bias of shape {tuple(bias.shape)} for {weight.shape[0]} units"
+        entries = torch.empty_like(counts.values)
+        out = weight.new_empty(counts.n_cells, weight.shape[0])
+        by_gene = weight.t().contiguous()
+        ctx.counts, ctx.entries, ctx.hidden = counts, entries, weight.shape[0]
+        divisor = None if divisor is None else divisor.to(torch.float32).contiguous()
+        _run_linear(
+            ctx,
+            linear.FORWARD,
+            tasks=counts.n_cells,
+            log1p=log1p,
+            weight=by_gene,
+            bias=bias.contiguous(),
+            out=out,
+            divisor=divisor,
+        )
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        d_weight = d_bias = None
+        grad = grad.contiguous()
+        if ctx.needs_input_grad[1]:
+            by_gene = grad.new_empty(ctx.counts.n_features, ctx.hidden)
+            # Each task looks at all entries, so there are no more of them than threads.
+            tasks = torch.get_num_threads()
+            _run_linear(ctx, linear.BACKWARD, tasks=tasks, d_out=grad, d_weight=by_gene)
+            d_weight = by_gene.t()
+        if ctx.needs_input_grad[2]:
+            d_bias = grad.sum(0)
+        return None, d_weight, d_bias, None, None
+
+
+def _run_linear(ctx: Any, compiled: Any, **numbers: Tensor | int | None) -> None:
+    counts = ctx.counts
+    _run(
+        compiled,
+        linear.SLOTS,
+        # What a stored entry costs, in entries of a dense matrix.
+        work=counts.n_cells * ctx.hidden + counts.values.shape[0] * max(1, ctx.hidden // 8),
+        cells=counts.n_cells,
+        genes=counts.n_features,
+        hidden=ctx.hidden,
+        nonzeros=counts.values.shape[0],
+        values=counts.values,
+        columns=counts.columns,
+        offsets=counts.offsets,
+        entries=ctx.entries,
+        **numbers,
+    )
