@@ -71,7 +71,7 @@ class CountBlock:
 
     def totals(self) -> Cells:
         """Sum of each row, shape ``(cells,)``."""
-        return self.sum_rows(self.values)
+        return torch.segment_reduce(self.values, "sum", offsets=self.offsets, initial=0.0)
 
     def sum_rows(self, entries: Tensor) -> Tensor:
         """Sum numbers that stand at the stored entries over each row.

@@ -74,7 +74,8 @@ EncodeCovariates = Annotated[
 MaxEpochs = Annotated[
     int | None,
     typer.Option(
-        help="Passes over the training cells (default: about 600 steps, 15 to 100 epochs).", rich_help_panel=_TRAINING
+        help="Passes over the training cells (default: by their number; 40 for 2,000 cells, 4 for a million).",
+        rich_help_panel=_TRAINING,
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Cells per step (default: 128).", rich_help_panel=_TRAINING)]

@@ -127,7 +127,8 @@ class Trainable(ABC):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default what takes about 600 steps, 15 to 100 epochs.
+            Passes over the training cells; by default fewer the more cells there are: 40 for 2,000, 4 for a million
+            (:func:`countvi.train.default_max_epochs`).
         batch_size
             Cells per step.
         train_size, validation_size

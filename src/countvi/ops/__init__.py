@@ -6,8 +6,9 @@ A function that has kernels chooses an implementation by the backend in force (:
 The likelihoods share their arguments. ``logits`` are what the decoder's last layer gives, before any normalisation;
 ``log_library`` is the logarithm of the size of each cell, ``-inf`` for an empty one; together with a :class:`Link` they
 make :math:`\log\mu` (:func:`log_rate`). Leading ``samples`` axes are optional on every tensor and broadcast; counts
-have none. Counts may be fractions and stored zeros are allowed. Results are differentiable once, with respect to every
-tensor of floating point. Nothing is added to a logarithm's argument: zero means zero.
+have none. Counts may be fractions and stored zeros are allowed. Half precision is widened to float32. Results are
+differentiable once, with respect to every tensor of floating point. Nothing is added to a logarithm's argument: zero
+means zero.
 
 Errors in float32 are measured against mpmath with 50 digits. The error that comes with :math:`\log\mu` in float32 is
 not the operation's and adds to what is stated: half a unit in the last place of :math:`\log\mu` (5e-7 at
@@ -16,6 +17,7 @@ not the operation's and adds to what is stated: half a unit in the last place of
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from countvi.batch import CountBlock
@@ -110,9 +112,9 @@ def negative_binomial(
     each entry; below 2e-6 of the slopes by :math:`\log\mu` and :math:`\log\theta`, plus 1e-9. For whole cells
     of 2,000 to 20,000 genes and up to 1e5 counts: below 1e-6 of the value.
     """
-    return implementation(logits, log_library, log_theta).negative_binomial(
-        logits, log_library, log_theta, counts, link
-    )
+    logits, log_library, log_theta = _full(logits), _full(log_library), _full(log_theta)
+    chosen = implementation(logits, log_library, log_theta)
+    return chosen.negative_binomial(logits, log_library, log_theta, counts, link)
 
 
 def zero_inflated_negative_binomial(
@@ -142,6 +144,7 @@ def zero_inflated_negative_binomial(
     right to 3e-6 of its value. At a zero, 2e-6 of log NB(0) adds to the relative error of the slopes, which depend on
     its exponential.
     """
+    logits, log_library, log_theta, pi_logits = (_full(t) for t in (logits, log_library, log_theta, pi_logits))
     chosen = implementation(logits, log_library, log_theta, pi_logits)
     return chosen.zero_inflated_negative_binomial(logits, log_library, log_theta, pi_logits, counts, link)
 
@@ -168,6 +171,7 @@ def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Li
     Error in float32, for mu in 1e-6 ... 1e6 and counts 0 ... 1e6: below 2e-7 of the value and of the slope by
     :math:`\log\mu` for each entry.
     """
+    logits, log_library = _full(logits), _full(log_library)
     return implementation(logits, log_library).poisson(logits, log_library, counts, link)
 
 
@@ -197,6 +201,11 @@ def normal(logits: CellsGenes, log_library: Cells, log_scale: Tensor, counts: Co
     :math:`(|x| + \mu)|x - \mu| / \sigma^2`: the mean is rounded to float32 before it is subtracted.
     """
     return reference.normal(logits, log_library, log_scale, counts, link)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Widen what mixed precision has narrowed: a likelihood over thousands of genes is no place for 8 bits."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def sparse_linear(

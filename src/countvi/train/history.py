@@ -12,18 +12,17 @@ from countvi.models.objective import Elbo
 
 def sums_of(elbo: Elbo) -> dict[str, torch.Tensor]:
     """Sums of ELBO terms over the cells of a minibatch, without gradients; lower is better for each."""
-    n_cells = elbo.reconstruction.shape[-1]
-    sums = {
-        "elbo": -elbo.per_cell.sum(),
-        "reconstruction_loss": elbo.reconstruction.sum(),
-        "kl_local": elbo.divergence.sum(),
-        **{f"kl_{name}": kl.sum() for name, kl in elbo.kl.items()},
-    }
+    reconstruction, divergence = elbo.reconstruction.detach(), elbo.divergence.detach()
+    terms = {"elbo": reconstruction + divergence, "reconstruction_loss": reconstruction, "kl_local": divergence}
+    terms |= {f"kl_{name}": kl.detach() for name, kl in elbo.kl.items()}
     if len(elbo.log_lik) > 1:
-        sums |= {f"reconstruction_loss_{name}": -value.sum() for name, value in elbo.log_lik.items()}
+        terms |= {f"reconstruction_loss_{name}": -value.detach() for name, value in elbo.log_lik.items()}
+    # One sum for all of them: this runs in every step.
+    sums = dict(zip(terms, torch.stack(list(terms.values())).sum(-1).unbind(), strict=True))
     if elbo.log_prior:
-        sums["kl_global"] = -torch.stack(list(elbo.log_prior.values())).sum() * n_cells
-    return {name: value.detach() for name, value in sums.items()}
+        log_prior = torch.stack([value.detach() for value in elbo.log_prior.values()])
+        sums["kl_global"] = -log_prior.sum() * reconstruction.shape[-1]
+    return sums
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """The kernels as differentiable functions of tensors.
 
-A kernel gives value and gradient in one pass, before it is known what the gradient will be multiplied by. Where that is
-one number for all cells, as for the mean over a minibatch, the gradient is multiplied when it is asked for; else the
-kernel runs once more, with a weight per cell.
+A kernel gives value and gradient in one pass, before it is known what the gradient will be multiplied by. It takes this
+to be what a mean over the rows asks for. Where it is another number, the gradient is multiplied by the ratio; where it
+is not one number for all rows, the kernel runs once more, with a weight per row.
 """
 
 from __future__ import annotations
@@ -114,8 +114,7 @@ class _Problem:
     ) -> _Problem:
         """Broadcast the parameters; the counts are readable."""
         n_genes = logits.shape[-1]
-        dense = [tensor.shape for tensor in (logits, log_theta, pi_logits) if tensor is not None]
-        shape = torch.broadcast_shapes(*dense, (*log_library.shape, n_genes))
+        shape = _common_shape(logits, log_theta, pi_logits, log_library)
         assert shape[-2:] == (counts.n_cells, counts.n_features), f"parameters {tuple(shape)} do not fit the counts"
 
         def rows(tensor: Tensor) -> Tensor:
@@ -190,6 +189,21 @@ class _Gradients:
                 gradient.mul_(factor)
 
 
+def _guess(n_rows: int) -> np.float32:
+    """What the gradient of a row will be multiplied by if the loss is the negative mean over rows."""
+    return np.float32(-1.0) / np.float32(max(n_rows, 1))
+
+
+def _common_shape(
+    logits: Tensor, log_theta: Tensor | None, pi_logits: Tensor | None, log_library: Tensor
+) -> torch.Size:
+    per_gene = [tensor.shape for tensor in (log_theta, pi_logits) if tensor is not None and tensor.ndim > 1]
+    if log_library.shape == logits.shape[:-1] and all(shape == logits.shape for shape in per_gene):
+        return logits.shape  # as in training; torch takes its time over the general case
+    dense = [tensor.shape for tensor in (logits, log_theta, pi_logits) if tensor is not None]
+    return torch.broadcast_shapes(*dense, (*log_library.shape, logits.shape[-1]))
+
+
 class _LogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -205,7 +219,8 @@ class _LogLikelihood(torch.autograd.Function):
         problem = _Problem.of(logits, log_library, log_theta, pi_logits, counts, settings)
         # What asks for a gradient does so outside `no_grad` too.
         needed = tuple(settings.with_gradient and need for need in ctx.needs_input_grad[:4])
-        out, ctx.gradients = problem.solve(problem.logits.new_ones(problem.logits.shape[0]), needed)
+        n_rows = problem.logits.shape[0]
+        out, ctx.gradients = problem.solve(problem.logits.new_full((n_rows,), float(_guess(n_rows))), needed)
         ctx.save_for_backward(logits, log_library, log_theta, pi_logits, counts.values, counts.columns, counts.offsets)
         ctx.n_genes, ctx.settings, ctx.needed, ctx.shape = counts.n_features, settings, needed, problem.shape
         return out.view(problem.shape[:-1])
@@ -219,7 +234,7 @@ class _LogLikelihood(torch.autograd.Function):
         numbers = weight.numpy()
         if gradients is not None and (numbers == numbers[:1]).all():
             # In place: should the gradient be asked for again, it is made anew.
-            gradients.times(float(numbers[0]) if numbers.size else 1.0)
+            gradients.times(float(numbers[0] / _guess(len(numbers))) if numbers.size else 1.0)
         else:
             counts = CountBlock(values, columns, offsets, ctx.n_genes)
             _, gradients = _Problem.of(*inputs, counts=counts, settings=ctx.settings).solve(weight, ctx.needed)

@@ -81,15 +81,16 @@ def _ratios(work, n):
 @strict
 def _small_count(x, theta):
     """For x = 1 ... 7: exp(D - lgamma(x + 1)), and theta dD/dtheta."""
-    product, factorial, slope, k = 1.0, 1.0, 0.0, 1.0
+    product, derivative, factorial, k = 1.0, 0.0, 1.0, 1.0
     inverse = 1.0 / theta
     while k < x:
         factor = 1.0 + k * inverse
+        # By the inverse of theta. All terms are positive, and there is one division in the end.
+        derivative = derivative * factor + k * product
         product *= factor
-        slope -= k * inverse / factor
         k += 1.0
         factorial *= k
-    return product / factorial, slope
+    return product / factorial, -inverse * derivative / product
 
 
 @strict
