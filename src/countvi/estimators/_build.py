@@ -120,7 +120,7 @@ def build_scvi(options: SCVIOptions, registry: Registry, moments: LibraryMoments
         library=_library(options, registry, moments, n_genes, covariates.n_features, factors),
         to_state=encoder.Softmax() if options.latent_distribution == "ln" else nn.Identity(),
         decode=mlp.Mlp(options.n_latent, decoder_config, covariates.n_features, factors),
-        rho=nn.Linear(options.n_hidden, n_genes),
+        rho=linear.Head(options.n_hidden, n_genes),
         link=Link.SOFTPLUS if sized else Link.SOFTMAX,
         observe=_observation(options, registry, n_genes),
     )

@@ -14,7 +14,7 @@ from countvi.models._base import CountModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Latent
 from countvi.nn.library import Library
-from countvi.nn.linear import CovariateFeatures
+from countvi.nn.linear import CovariateFeatures, Head
 from countvi.nn.mlp import Mlp
 from countvi.nn.observation import Observation
 from countvi.ops import Link
@@ -82,7 +82,7 @@ class SCVI(CountModel):
         library: Library,
         to_state: nn.Module,
         decode: Mlp,
-        rho: nn.Linear,
+        rho: Head,
         link: Link,
         observe: Observation,
     ) -> None:

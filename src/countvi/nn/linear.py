@@ -102,6 +102,25 @@ class Linear(nn.Module):
         return out
 
 
+class Head(nn.Linear):
+    """Affine map from hidden units to genes: the last layer of a decoder, and most of its work.
+
+    Parameters
+    ----------
+    n_hidden, n_genes
+        Sizes of the input and of the output.
+    """
+
+    def __init__(self, n_hidden: int, n_genes: int) -> None:
+        super().__init__(n_hidden, n_genes)
+        # Stored by input, which is how its gradient is made.
+        self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(*samples, cells, n_hidden)`` to ``(*samples, cells, n_genes)``."""
+        return ops.linear(input, self.weight, self.bias)
+
+
 class CovariateFeatures(nn.Module):
     """Continuous covariates and, where asked, a learned vector per batch, side by side.
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from countvi.batch import Design, Factor
 from countvi.likelihoods import CountLikelihood, NegativeBinomial, Normal, Poisson, Rate, ZeroInflatedNegativeBinomial
+from countvi.nn.linear import Head
 
 
 class PerGene(nn.Module):
@@ -43,7 +44,7 @@ class PerGeneCell(nn.Module):
 
     def __init__(self, n_hidden: int, n_genes: int) -> None:
         super().__init__()
-        self.head = nn.Linear(n_hidden, n_genes)
+        self.head = Head(n_hidden, n_genes)
 
     def forward(self, hidden: Tensor, design: Design) -> Tensor:
         """Return the log-dispersion, shape ``(*samples, cells, genes)``."""
@@ -72,7 +73,7 @@ class ObserveZeroInflated(nn.Module):
     def __init__(self, log_theta: Dispersion, n_hidden: int, n_genes: int) -> None:
         super().__init__()
         self.log_theta = log_theta
-        self.pi_logits = nn.Linear(n_hidden, n_genes)
+        self.pi_logits = Head(n_hidden, n_genes)
 
     def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
         """Return the distribution of the counts."""

@@ -30,6 +30,7 @@ __all__ = [
     "Link",
     "active_backend",
     "backend",
+    "linear",
     "log_rate",
     "log_scale",
     "negative_binomial",
@@ -201,6 +202,30 @@ def normal(logits: CellsGenes, log_library: Cells, log_scale: Tensor, counts: Co
     :math:`(|x| + \mu)|x - \mu| / \sigma^2`: the mean is rounded to float32 before it is subtracted.
     """
     return reference.normal(logits, log_library, log_scale, counts, link)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Last layer of a decoder: an affine map to genes.
+
+    Parameters
+    ----------
+    x
+        Shape ``(*samples, cells, hidden)``.
+    weight
+        Shape ``(genes, hidden)``.
+    bias
+        Shape ``(genes,)``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(*samples, cells, genes)``.
+
+    Notes
+    -----
+    Fastest with a weight that is stored by its input: the transpose of a contiguous ``(hidden, genes)``.
+    """
+    return implementation(x, weight, bias).linear(x, weight, bias)
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -160,8 +160,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) 
         index, slot = name.split("/")
         state.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    for parameter, own in optimizer.state.items():
-        for slot, tensor in own.items():
-            # The fused step goes through memory: an average must lie there as its parameter does.
-            if tensor.shape == parameter.shape:
-                own[slot] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)

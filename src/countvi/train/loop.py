@@ -27,6 +27,7 @@ from countvi.train.config import LoopConfig
 from countvi.train.feed import Feed
 from countvi.train.guard import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_offender
 from countvi.train.history import Row, Tally, row_of, sums_of
+from countvi.train.layout import InOnePiece
 from countvi.train.schedules import Plateau, Stopper
 
 if TYPE_CHECKING:
@@ -113,8 +114,9 @@ class _Run:
         self.dtype = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
         self.model = model.to(device=fabric.device, dtype=self.dtype)
         self.plan = config.plan
+        self.parameters = InOnePiece(parameter for parameter in model.parameters() if parameter.requires_grad)
         self.optimizer = _OPTIMIZERS[self.plan.optimizer](
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            self.parameters.seen,
             lr=self.plan.peak_lr,
             eps=self.plan.eps,
             weight_decay=self.plan.weight_decay,
@@ -214,7 +216,7 @@ class _Run:
         """Descend once, or roll back if the loss is not finite."""
         kl_weight = self.kl_weight(self.state.steps_done)
         loss, sums = self.descent(_Cells(batch, noise, kl_weight))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         finite = self._all_agree(bool(torch.isfinite(loss.detach())))
         if not finite:
             self.roll_back(batch, noise, where, hopeless=self._is_last_step() and not self._has_stepped(tally))
@@ -230,6 +232,7 @@ class _Run:
                 self.fabric.backward(loss)
             if self.plan.gradient_clip_val is not None:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip_val)
+            self.parameters.share_gradients()
             self.optimizer.step()
             tally.add(sums, batch.n_cells)
         self.state.steps_done += 1

@@ -135,7 +135,7 @@ def _stored_terms(job, row, parameters, shift, genes, work):
     n = genes.shape[0]
     stored.pick(parameters[0][row], genes, shift if job[_SOFTMAX] else 0.0, work[stored.LOG_MU])
     if not job[_SOFTMAX]:
-        stored.log_softplus_in_place(work[stored.LOG_MU, :n], shift)
+        stored.log_softplus_in_place(work[stored.LOG_MU], n, shift)
     if job[_FAMILY] == POISSON:
         stored.poisson(work, n)
     else:
@@ -144,7 +144,7 @@ def _stored_terms(job, row, parameters, shift, genes, work):
     if job[_FAMILY] == ZERO_INFLATED:
         stored.pick(parameters[3][row], genes, 0.0, work[stored.THETA])
         stored.keep(work, n)
-    return stored.total(work[stored.VALUE, :n])
+    return stored.total(work[stored.VALUE], n)
 
 
 @strict
@@ -193,7 +193,7 @@ def _gradient(job, row, parameters, mean, inverse, rows, genes, work):
         dense.copy_scaled(rows[_THIRD], weight, _matrix(job[_D_PI_LOGITS], n_rows, n_genes)[row])
     if job[_D_LOG_THETA] != 0:
         _theta_slopes(job, row, parameters, mean, rows, genes, weight, work)
-    total = dense.total(slopes) + stored.total(work[stored.SLOPE, :n])
+    total = dense.total(slopes) + stored.total(work[stored.SLOPE], n)
     stored.put(work[stored.SLOPE], genes, slopes)
     if job[_SOFTMAX]:
         stored.put(work[stored.RATE], genes, mean[0])

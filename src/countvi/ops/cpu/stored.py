@@ -53,10 +53,10 @@ def pick(row, genes, shift, out):
 
 
 @strict
-def log_softplus_in_place(logits, shift):
+def log_softplus_in_place(logits, n, shift):
     """Replace logits by log(log(1 + exp(logits))) + shift."""
     apart()
-    for j in range(logits.shape[0]):
+    for j in range(n):
         y = logits[j]
         softened = log1p64(exp64(-abs(y))) + max(y, 0.0)
         logits[j] = (log64(softened) if y >= -40.0 else y) + shift  # NaN stays
@@ -66,8 +66,8 @@ def log_softplus_in_place(logits, shift):
 def _ratios(work, n):
     """From log mu and log theta: mu, theta, their ratio and its log1p."""
     apart()
-    log_mu, log_theta = work[LOG_MU, :n], work[LOG_THETA, :n]
-    mu, theta, ratio, log1p = work[MU, :n], work[THETA, :n], work[RATIO, :n], work[LOG1P, :n]
+    log_mu, log_theta = work[LOG_MU], work[LOG_THETA]
+    mu, theta, ratio, log1p = work[MU], work[THETA], work[RATIO], work[LOG1P]
     for j in range(n):
         mu[j] = exp64(log_mu[j])
     for j in range(n):
@@ -150,9 +150,9 @@ def negative_binomial(work, n):
     apart()
     _ratios(work, n)
     _ratios_of_gammas(work, n)
-    x, mu, theta, ratio, log1p = work[X, :n], work[MU, :n], work[THETA, :n], work[RATIO, :n], work[LOG1P, :n]
-    log_mu, product, rest, value = work[LOG_MU, :n], work[PRODUCT, :n], work[REST, :n], work[VALUE, :n]
-    slope, theta_slope = work[SLOPE, :n], work[THETA_SLOPE, :n]
+    x, mu, theta, ratio, log1p = work[X], work[MU], work[THETA], work[RATIO], work[LOG1P]
+    log_mu, product, rest, value = work[LOG_MU], work[PRODUCT], work[REST], work[VALUE]
+    slope, theta_slope = work[SLOPE], work[THETA_SLOPE]
     for j in range(n):
         rest[j] += log64(product[j])
     for j in range(n):
@@ -178,8 +178,8 @@ def _small_factorial(x):
 def poisson(work, n):
     """Fill VALUE and SLOPE (by log mu) from X and LOG_MU."""
     apart()
-    x, log_mu, mu, value, slope = work[X, :n], work[LOG_MU, :n], work[MU, :n], work[VALUE, :n], work[SLOPE, :n]
-    product, rest = work[PRODUCT, :n], work[REST, :n]
+    x, log_mu, mu, value, slope = work[X], work[LOG_MU], work[MU], work[VALUE], work[SLOPE]
+    product, rest = work[PRODUCT], work[REST]
     for j in range(n):
         is_small = x[j] < 8.0 and x[j] == math.floor(x[j])
         product[j] = _small_factorial(x[j]) if is_small else 1.0
@@ -196,7 +196,7 @@ def poisson(work, n):
 def keep(work, n):
     """Multiply by the probability of being kept: VALUE from the dropout's log-odds in THETA, and MU its slope."""
     apart()
-    value, log_odds, slope = work[VALUE, :n], work[THETA, :n], work[KEEP_SLOPE, :n]
+    value, log_odds, slope = work[VALUE], work[THETA], work[KEEP_SLOPE]
     for j in range(n):
         a = log_odds[j]
         t = exp64(-abs(a))
@@ -205,11 +205,11 @@ def keep(work, n):
 
 
 @relaxed
-def total(row):
-    """Sum of a row."""
+def total(row, n):
+    """Sum of the first ``n`` entries of a row."""
     apart()
     out = 0.0
-    for j in range(row.shape[0]):
+    for j in range(n):
         out += row[j]
     return out
 

@@ -1,4 +1,4 @@
-"""The first layer of an encoder."""
+"""The first layer of an encoder, and the last of a decoder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from torch.nn import functional
 
 from countvi.batch import CountBlock
 from countvi.typing import Cells, CellsHidden
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x`` times the transposed weight, plus the bias."""
+    return functional.linear(x, weight, bias)
 
 
 def sparse_linear(
