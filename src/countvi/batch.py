@@ -132,11 +132,16 @@ class Design:
         Continuous covariates, shape ``(cells, n_continuous)``.
     size_factor
         Size factors given by the user, shape ``(cells,)``, or ``None``.
+    present
+        Which cells each modality was measured in, shape ``(cells,)``, bool, by name. A modality that is not named was
+        measured in all cells; ``None`` is short for an empty mapping. The row of counts of a cell that a modality was
+        not measured in is empty, and says nothing about the cell.
     """
 
     codes: Codes
     continuous: Tensor
     size_factor: Tensor | None = None
+    present: Mapping[str, Tensor] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -146,6 +151,10 @@ class Design:
     def levels(self, factor: Factor) -> Tensor:
         """Codes of one covariate, shape ``(cells,)``."""
         return self.codes[:, factor.column]
+
+    def measured(self, modality: str) -> Tensor | None:
+        """Which cells a modality was measured in, shape ``(cells,)``, bool; ``None`` if in all."""
+        return None if self.present is None else self.present.get(modality)
 
     def with_level(self, column: int, code: int) -> Design:
         """Return the design in which every cell has one category of one covariate."""
@@ -159,6 +168,7 @@ class Design:
             codes=self.codes.to(device=device),
             continuous=self.continuous.to(device=device, dtype=dtype),
             size_factor=None if self.size_factor is None else self.size_factor.to(device=device, dtype=dtype),
+            present=None if self.present is None else {k: v.to(device=device) for k, v in self.present.items()},
         )
 
 
