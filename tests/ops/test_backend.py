@@ -10,7 +10,7 @@ import torch
 from countvi import ops
 from countvi.batch import CountBlock
 from countvi.errors import OptionError
-from countvi.ops import Link, _backend
+from countvi.ops import Link, Rows, _backend
 
 
 def test_auto_unless_told_otherwise() -> None:
@@ -60,8 +60,9 @@ def test_every_operation_runs_on_the_backend_in_force(monkeypatch: pytest.Monkey
         ops.log_rate(a, a[0], link)
         ops.negative_binomial(a, a[0], a, counts, link)
         ops.zero_inflated_negative_binomial(a, a[0], a, a, counts, link)
+        ops.gamma_poisson(a, a[0], Rows(a, None), None, None, counts)
         ops.poisson(a, a[0], counts, link)
         ops.normal(a, a[0], a, counts, link)
         ops.sparse_linear(counts, a, None, False)
-    functions = {name for name in ops.__all__ if name not in {"Link", "active_backend", "backend"}}
+    functions = {name for name in ops.__all__ if name not in {"Link", "Rows", "active_backend", "backend"}}
     assert {name for name, _ in called} == functions
