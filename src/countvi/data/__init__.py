@@ -1,28 +1,36 @@
-"""From AnnData to sparse minibatches: set-up, validation, alignment, splits and loading."""
+"""From AnnData and MuData to sparse minibatches: set-up, validation, alignment, splits and loading."""
 
 from __future__ import annotations
 
-from countvi.data.dataset import Dataset, bind, prepare_query
+from countvi.data.dataset import Dataset, bind, prepare_query, prepare_query_mudata
+from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
-from countvi.data.registry import Column, Modality, Registry
+from countvi.data.purposes import CovariateKeys
+from countvi.data.registry import Column, Modality, Purposes, Registry
 from countvi.data.rows import ColumnMap
-from countvi.data.setup import SetupRecords, recall, remember, setup_anndata
-from countvi.data.source import BackedSource, CountSource, InMemorySource, open_source
+from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_by_purpose, setup_mudata
+from countvi.data.source import BackedSource, CountSource, InMemorySource, UnpairedSource, open_source
 from countvi.data.splits import Split, make_split, split_from_indices
 from countvi.data.validate import CountSummary, check_counts, summarize
 
 __all__ = [
+    "GENES",
+    "PEAKS",
+    "PROTEINS",
     "BackedSource",
     "Column",
     "ColumnMap",
     "CountSource",
     "CountSummary",
+    "CovariateKeys",
     "Dataset",
     "InMemorySource",
     "Modality",
+    "Purposes",
     "Registry",
     "SetupRecords",
     "Split",
+    "UnpairedSource",
     "bind",
     "check_counts",
     "epoch_batches",
@@ -31,9 +39,12 @@ __all__ = [
     "make_split",
     "open_source",
     "prepare_query",
+    "prepare_query_mudata",
     "recall",
     "remember",
     "setup_anndata",
+    "setup_by_purpose",
+    "setup_mudata",
     "split_from_indices",
     "summarize",
 ]
