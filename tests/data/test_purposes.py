@@ -22,7 +22,6 @@ ALL: dict[str, Any] = {
     "dispersion_key": "donor",
     "library_size_key": "batch",
     "labels_key": "cell_type",
-    "size_factor_key": "sf",
 }
 
 
@@ -47,7 +46,6 @@ def test_each_column_is_stored_once_and_serves_several_purposes(adata: anndata.A
     assert registry.factors(registry.purposes.ambient) == (Factor(2, 3), Factor(3, 4))
     assert registry.factor(registry.purposes.dispersion) == Factor(3, 4)
     assert registry.continuous_keys == ("age",)
-    assert registry.size_factor_key == "sf"
     codes = bind(adata, registry).codes.numpy()
     cell = np.arange(23)
     np.testing.assert_array_equal(codes[:, 2], np.array([1, 0, 2])[cell % 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from countvi.data.confounding import confounding_table, warn_of_confounding
 from countvi.data.dataset import Dataset, bind, prepare_query, prepare_query_mudata
 from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
@@ -33,6 +34,7 @@ __all__ = [
     "UnpairedSource",
     "bind",
     "check_counts",
+    "confounding_table",
     "epoch_batches",
     "epoch_pools",
     "even_batches",
@@ -47,4 +49,5 @@ __all__ = [
     "setup_mudata",
     "split_from_indices",
     "summarize",
+    "warn_of_confounding",
 ]

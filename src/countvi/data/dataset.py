@@ -129,6 +129,32 @@ class Dataset:
             self._summaries[name] = summarize(self.sources[name], present=None if cells is None else cells.numpy())
         return self._summaries[name]
 
+    def level_sums(self, modality: str, columns: Sequence[int]) -> list[Tensor]:
+        """Sum the counts of each feature over the cells of each level of some covariates, in one pass.
+
+        Parameters
+        ----------
+        modality
+            Which counts.
+        columns
+            Columns of :attr:`codes`.
+
+        Returns
+        -------
+        list of Tensor
+            Shape ``(levels, features)`` for each column, float64.
+        """
+        n_features = self.sources[modality].n_features
+        factors = self.registry.factors(columns)
+        sums = [torch.zeros(factor.n_levels * n_features, dtype=torch.float64) for factor in factors]
+        start = 0
+        for block in self.sources[modality].blocks():
+            codes, values = self.codes[start : start + block.n_cells], block.values.double()
+            for total, factor in zip(sums, factors, strict=True):
+                total.index_add_(0, codes[block.rows, factor.column] * n_features + block.columns, values)
+            start += block.n_cells
+        return [total.view(factor.n_levels, n_features) for total, factor in zip(sums, factors, strict=True)]
+
     def fingerprint(self) -> str:
         """Return a hash of the shape, the feature names and every count, 32 hexadecimal digits.
 

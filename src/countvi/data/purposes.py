@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from countvi.data.columns import continuous_of, read_column, size_factor_of
+from countvi.data.columns import continuous_of, read_column
 from countvi.data.container import obs_column
 from countvi.data.registry import BATCH_COLUMN, LABELS_COLUMN, Column, Purposes
 from countvi.errors import DataError, DataWarning, OptionError, shorten
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from countvi.data.container import Container
 
 _OF_THE_BATCH = ("ambient_covariate_keys", "dispersion_key", "library_size_key")
-_ONE = ("batch_key", "labels_key", "dispersion_key", "library_size_key", "size_factor_key")
+_ONE = ("batch_key", "labels_key", "dispersion_key", "library_size_key")
 _MANY = (
     "ambient_covariate_keys",
     "nn_conditioning_covariate_keys",
@@ -51,8 +51,6 @@ class CovariateKeys:
         Whose levels have a library size prior of their own; by default one serves all cells.
     encoder_covariate_keys
         What the encoders see besides counts; ``False`` for nothing.
-    size_factor_key
-        Size factors, which replace the library size.
 
     Raises
     ------
@@ -77,7 +75,6 @@ class CovariateKeys:
     dispersion_key: str | None = None
     library_size_key: str | None = None
     encoder_covariate_keys: Sequence[str] | Literal[False] | None = False
-    size_factor_key: str | None = None
 
     def __post_init__(self) -> None:
         for name in _MANY:
@@ -115,7 +112,7 @@ class CovariateKeys:
             if repeated:
                 message = f"{name} names {shorten(repeated)} more than once; name each column once."
                 raise DataError(message)
-        categorical = {getattr(self, name) for name in _ONE if name != "size_factor_key"}
+        categorical = {getattr(self, name) for name in _ONE}
         for name in _MANY[:-1]:
             categorical |= set(getattr(self, name) or ())
         both = [key for key in self.nn_continuous_covariate_keys or () if key in categorical]
@@ -197,6 +194,4 @@ def read_columns(
     )
     for key in keys.nn_continuous_covariate_keys or ():
         continuous_of(obs_column(data, key, "nn_continuous_covariate_keys"), key)
-    if keys.size_factor_key is not None:
-        size_factor_of(obs_column(data, keys.size_factor_key, "size_factor_key"), keys.size_factor_key)
     return tuple(columns), purposes

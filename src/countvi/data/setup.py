@@ -133,7 +133,6 @@ def setup_by_purpose(adata: AnnData, keys: CovariateKeys, *, layer: str | None =
         modalities=(Modality(RNA, location, tuple(map(str, adata.var_names)), None, feature_type_of(adata, RNA)),),
         columns=columns,
         continuous_keys=tuple(keys.nn_continuous_covariate_keys or ()),
-        size_factor_key=keys.size_factor_key,
         purposes=purposes,
     )
 
@@ -187,7 +186,6 @@ def setup_mudata(
         modalities=found,
         columns=columns,
         continuous_keys=tuple(keys.nn_continuous_covariate_keys or ()),
-        size_factor_key=keys.size_factor_key,
         purposes=purposes,
     )
 
