@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,11 +53,13 @@ class MlpConfig:
     n_layers
         Number of layers.
     dropout
-        Share of units switched off in training.
+        Share of units switched off in training: behind each rectifier, or before each linear map.
     batch_norm, layer_norm
         Which normalisation follows each linear map.
     inject_all
         Give the categorical covariates to every layer, not only to the first.
+    drop_input
+        Dropout before the linear maps: of the input's features, covariates excepted, not of the last layer's units.
     """
 
     n_hidden: int = 128
@@ -65,6 +68,7 @@ class MlpConfig:
     batch_norm: bool = True
     layer_norm: bool = False
     inject_all: bool = True
+    drop_input: bool = False
 
 
 class Block(nn.Module):
@@ -75,7 +79,19 @@ class Block(nn.Module):
         self.linear = linear
         self.batch_norm = BatchNorm(config.n_hidden) if config.batch_norm else None
         self.layer_norm = config.layer_norm
-        self.dropout = config.dropout
+        self.dropout, self.drop_input = (0.0, config.dropout) if config.drop_input else (config.dropout, 0.0)
+
+    def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
+        """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_hidden)``."""
+        return self.activate(self.linear(functional.dropout(x, self.drop_input, self.training), features, design))
+
+    def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
+        """Map sparse counts to ``(cells, n_hidden)``."""
+        if self.drop_input and self.training:
+            # What is zero stays zero, dropped or not.
+            counts = counts.map(torch.log1p) if log1p else counts
+            counts, log1p = counts.map(lambda x: functional.dropout(x, self.drop_input)), False
+        return self.activate(self.linear.from_counts(counts, features, design, log1p))
 
     def activate(self, h: Tensor) -> Tensor:
         """Everything after the linear map."""
@@ -114,13 +130,13 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
         """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_hidden)``."""
         for block in self._blocks():
-            x = block.activate(block.linear(x, features, design))
+            x = block(x, features, design)
         return x
 
     def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
         """Map sparse counts to ``(cells, n_hidden)``."""
         first, *rest = self._blocks()
-        h = first.activate(first.linear.from_counts(counts, features, design, log1p))
+        h = first.from_counts(counts, features, design, log1p)
         for block in rest:
-            h = block.activate(block.linear(h, features, design))
+            h = block(h, features, design)
         return h

@@ -34,6 +34,8 @@ class Stream(IntEnum):
     LIBRARY = 8
     CORRELATION = 9
     CORRELATION_NOISE = 10
+    AMBIENT = 11
+    DECONTAMINATED = 12
 
 
 def generator(seed: int, stream: Stream, device: torch.device | str = "cpu") -> torch.Generator:
