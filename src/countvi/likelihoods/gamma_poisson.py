@@ -83,9 +83,15 @@ def _in_parts(rate: AmbientRate, log_theta: Rows, counts: CountBlock) -> Cells:
     parts = []
     for start in range(0, rate.n_genes, step):
         stop = min(start + step, rate.n_genes)
-        part = (rate.genes(start, stop), log_theta.genes(start, stop), counts.features(start, stop))
-        parts.append(checkpoint(_log_prob, *part, use_reentrant=False, preserve_rng_state=False))
+        some = counts.features(start, stop)
+        arguments = (_part_log_prob, rate, log_theta, some, start, stop)
+        parts.append(checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False))
     return torch.stack(parts).sum(0)
+
+
+def _part_log_prob(rate: AmbientRate, log_theta: Rows, counts: CountBlock, start: int, stop: int) -> Cells:
+    # A rate remembers its logits. This one is made anew for the gradient, so they are forgotten in between.
+    return _log_prob(rate.genes(start, stop), log_theta.genes(start, stop), counts)
 
 
 def _log_prob(rate: AmbientRate, log_theta: Rows, counts: CountBlock) -> Cells:
