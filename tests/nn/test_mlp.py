@@ -179,3 +179,17 @@ def test_dropout_of_the_input_of_every_layer():
     assert [(block.drop_input, block.dropout) for block in net.layers] == [(0.4, 0.0)] * 3
     plain = Mlp(11, MlpConfig(n_hidden=6, n_layers=3, dropout=0.4))
     assert [(block.drop_input, block.dropout) for block in plain.layers] == [(0.0, 0.4)] * 3
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_slopes_are_those_of_reverse_differentiation(config):
+    _, features, design = problem()
+    net = Mlp(3, config, 2, [Factor(0, 3)]).double().eval()
+    for block in net.layers:
+        if block.batch_norm is not None:
+            with torch.no_grad():
+                block.batch_norm.running_var.copy_(normals(6, seed=8).exp())
+                block.batch_norm.weight.copy_(normals(6, seed=9))
+    z = normals(8, 3, seed=3)
+    slopes = torch.autograd.functional.jacobian(lambda x: net(x, features, design).sum(0), z)  # (hidden, cells, in)
+    torch.testing.assert_close(net.slopes(z, features, design), slopes.permute(2, 1, 0))

@@ -16,6 +16,7 @@ from countvi.nn.linear import Linear
 # Running statistics forget with 1 / momentum steps; see BatchNorm.
 _MOMENTUM = 0.05
 _EPS = 1e-3
+_LAYER_NORM_EPS = 1e-5
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -93,12 +94,30 @@ class Block(nn.Module):
             counts, log1p = counts.map(lambda x: functional.dropout(x, self.drop_input)), False
         return self.activate(self.linear.from_counts(counts, features, design, log1p))
 
+    def slopes(
+        self, x: Tensor, slopes: Tensor | None, features: Tensor | None, design: Design
+    ) -> tuple[Tensor, Tensor]:
+        """Return the units in evaluation mode, and their slopes from those of the input; see :meth:`Mlp.slopes`."""
+        h, weight = self.linear(x, features, design), self.linear.weight.T
+        slopes = weight.unsqueeze(1).expand(-1, len(x), -1) if slopes is None else slopes @ weight
+        if self.batch_norm is not None:
+            assert self.batch_norm.running_var is not None
+            h = self.batch_norm(h)
+            slopes = slopes * (self.batch_norm.weight * (self.batch_norm.running_var + _EPS).rsqrt())
+        if self.layer_norm:
+            variance, mean = torch.var_mean(h, -1, correction=0, keepdim=True)
+            inverse = (variance + _LAYER_NORM_EPS).rsqrt()
+            h = (h - mean) * inverse
+            along = (slopes * h).mean(-1, keepdim=True)
+            slopes = (slopes - slopes.mean(-1, keepdim=True) - h * along) * inverse
+        return functional.relu(h), slopes * (h > 0)
+
     def activate(self, h: Tensor) -> Tensor:
         """Everything after the linear map."""
         if self.batch_norm is not None:
             h = self.batch_norm(h)
         if self.layer_norm:
-            h = functional.layer_norm(h, h.shape[-1:])
+            h = functional.layer_norm(h, h.shape[-1:], eps=_LAYER_NORM_EPS)
         return functional.dropout(functional.relu(h), self.dropout, self.training)
 
 
@@ -140,3 +159,25 @@ class Mlp(nn.Module):
         for block in rest:
             h = block(h, features, design)
         return h
+
+    def slopes(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
+        """Derivatives of the last layer's units by each number of the input.
+
+        Parameters
+        ----------
+        x
+            Shape ``(cells, n_in)``. The module is in evaluation mode.
+        features, design
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(n_in, cells, n_hidden)``. Made of products of the weights, so that no graph is needed.
+        """
+        assert not self.training, "slopes are those of evaluation mode, without dropout"
+        slopes = None
+        for block in self._blocks():
+            x, slopes = block.slopes(x, slopes, features, design)
+        assert slopes is not None
+        return slopes

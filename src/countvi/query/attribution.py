@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.nn import functional
 
 from countvi.batch import Batch
-from countvi.models.regularized import Modality, Regularized
+from countvi.likelihoods import AmbientRate
+from countvi.models.regularized import Regularized
 from countvi.query.cells import Cells, map_cells
 from countvi.query.draws import posterior_mean
 
@@ -53,7 +54,7 @@ def modality_attribution(model: Regularized, cells: Cells, *, relative: bool = F
         \qquad\text{or, relative,}\qquad
         \frac{\sum_g \left| \partial \mu_{ng} / \partial z_{nj} \right|}{\sum_g \mu_{ng}}
 
-    at the posterior means of z and of the library size: exact, deterministic, and in the memory of one block of cells.
+    at the posterior means of z and of the library size: exact, deterministic, in the memory of one block of cells.
 
     Parameters
     ----------
@@ -77,34 +78,19 @@ def modality_attribution(model: Regularized, cells: Cells, *, relative: bool = F
         features = model.covariates(design)
         out = []
         for i, part in enumerate(model.modalities.values()):
-            mean = part.rate(latents.z, latents.log_library[:, i], features, design)
-            by_hidden = _hidden_slopes(part, latents.z, features, batch)
-            out.append(_mean_slopes(mean.logits, mean.mean, mean.own_share, part.rho.weight, by_hidden, relative))
+            rate = part.rate(latents.z, latents.log_library[:, i], features, design)
+            hidden = part.decode.slopes(latents.z, features, design)
+            out.append(_mean_slopes(rate, hidden, relative))
         return out
 
     values = map_cells(model, cells, slopes)
     return dict(zip(model.names, values, strict=True))
 
 
-def _hidden_slopes(part: Modality, z: Tensor, features: Tensor | None, batch: Batch) -> Tensor:
-    """Slopes of the decoder's last hidden layer, ``(latent, cells, hidden)``, by forward differentiation."""
-    # Forward differentiation needs tensors that autograd could follow.
-    with torch.inference_mode(False), torch.no_grad():
-        at = z.clone()
-        design, features = batch.design, None if features is None else features.clone()
-
-        def along(direction: Tensor) -> Tensor:
-            return jvp(lambda x: part.decode(x, features, design), (at,), (direction.expand_as(at).contiguous(),))[1]
-
-        return vmap(along)(torch.eye(at.shape[-1], dtype=at.dtype, device=at.device))
-
-
-def _mean_slopes(
-    logits: Tensor, mean: Tensor, own_share: Tensor, weight: Tensor, by_hidden: Tensor, relative: bool
-) -> Tensor:
-    """Sum of absolute slopes over genes, ``(cells, latent)``."""
+def _mean_slopes(rate: AmbientRate, by_hidden: Tensor, relative: bool) -> Tensor:
+    """Sum of absolute slopes over genes, ``(cells, latent)``, from those of the last hidden layer."""
+    mean, rho = rate.mean, functional.softplus(rate.logits)
     # d mu / d logit = mu * (share of mu that is the cell's own) * (slope of log softplus): never negative.
-    rho = torch.nn.functional.softplus(logits)
-    by_logit = mean * own_share * torch.where(rho > 0, torch.sigmoid(logits) / rho, 1.0)
-    total = torch.stack([(by_logit * (hidden @ weight.T).abs()).sum(-1) for hidden in by_hidden], dim=-1)
+    by_logit = mean * rate.own_share * torch.where(rho > 0, torch.sigmoid(rate.logits) / rho, 1.0)
+    total = torch.stack([(by_logit * (hidden @ rate.weight.T).abs()).sum(-1) for hidden in by_hidden], dim=-1)
     return total / (mean.sum(-1, keepdim=True) if relative else mean.shape[-1])
