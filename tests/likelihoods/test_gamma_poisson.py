@@ -117,7 +117,7 @@ def test_in_parts_it_is_the_same(monkeypatch, samples, measured, block):
         x = CountBlock.from_dense(x.to_dense() * measured[:, None])
     weights = draw(*samples, N, seed=5)
     results = []
-    for size in (2**25, block):
+    for size in (2**22, block):
         monkeypatch.setattr(gamma_poisson, "_BLOCK", size)
         r, t = rate(samples), theta()
         tensors = leaves(r, t)

@@ -178,3 +178,42 @@ def test_library_size(truth, model, cells):
     assert correlation(library, truth.log_library) > correlation(observed, truth.log_library)
     assert correlation(library, truth.log_library) > 0.85
     assert abs((library - truth.log_library).mean()) < 0.25
+
+
+def pick_profiles(groups: list[int], n_features: int, seed: int) -> np.ndarray:
+    """Expected frequencies of each type, of which some share a profile."""
+    profile = np.random.default_rng(seed).gamma(0.5, 1.0, (2, n_features))
+    return (profile / profile.sum(1, keepdims=True))[groups]
+
+
+@pytest.mark.parametrize("mode", ["concatenated", "cell"])
+def test_two_modalities_with_gaps(mode):
+    """The RNA tells one of three types from the others, the peaks another; each is missing in some cells."""
+    rng = np.random.default_rng(1)
+    kind = rng.integers(0, 3, N_CELLS)
+    rna, atac = pick_profiles([0, 1, 1], 60, 1)[kind], pick_profiles([0, 0, 1], 50, 2)[kind]
+    depth = rng.lognormal(0, 0.3, (N_CELLS, 2))
+    x = rng.poisson(depth[:, :1] * 600 * rna * rng.gamma(5.0, 0.2, rna.shape)).astype(float)
+    y = rng.poisson(depth[:, 1:] * 250 * atac).astype(float)
+    has_rna = rng.random(N_CELLS) > 0.2
+    has_atac = (rng.random(N_CELLS) > 0.3) | ~has_rna
+    x[~has_rna], y[~has_atac] = 0.0, 0.0
+    data = Cells({RNA: x, "atac": y}, np.zeros((N_CELLS, 1)), None, {RNA: has_rna, "atac": has_atac})
+    plan = Plan(n_latent=4, n_hidden=24)
+    model = train(build(data, plan, mode), data, 40)
+    cells = query.Cells(Source(data), np.arange(N_CELLS), 300)
+
+    # Only both together tell the types apart.
+    z, both = query.latent_moments(model, cells)[0], has_rna & has_atac
+    distance = ((z[both][:, None] - z[both][None]) ** 2).sum(-1)
+    np.fill_diagonal(distance, np.inf)
+    nearest = kind[both][np.argsort(distance, axis=1)[:, :10]]
+    assert (nearest == kind[both][:, None]).mean() > 0.95
+
+    # The first type's peaks follow from its RNA, the last one's RNA from its peaks.
+    for name, cut, truth in (("atac", ~has_atac & (kind == 0), atac), (RNA, ~has_rna & (kind == 2), rna)):
+        imputed = query.normalized_expression(model, cells, modality=name, use_z_mean=True)[cut]
+        other = truth[kind == (2 if name == "atac" else 0)][0]
+        assert cut.sum() > 20
+        assert correlation(imputed, truth[cut]) > 0.98
+        assert correlation(imputed, np.broadcast_to(other, imputed.shape)) < 0.6

@@ -96,6 +96,8 @@ def test_a_weighted_mean_by_hand(kind, present):
             weigh.logits.copy_(torch.tensor([0.7, -0.4]))
     q = q_of(model, b)
     parts = model.of_modalities(b, b.design.continuous)
+    weights = model.weights(b, torch.stack([part.loc for part in parts.values()], dim=1))
+    torch.testing.assert_close(weights.sum(1), torch.ones(N, 1, dtype=torch.float64))
     for i in range(N):
         known = [name for name in GENES if present is None or present[name][i]]
         if not known:

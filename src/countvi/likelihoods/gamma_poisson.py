@@ -17,9 +17,9 @@ from countvi.likelihoods.negative_binomial import negative_binomial_variance, sa
 from countvi.ops import Rows
 from countvi.typing import Cells, CellsGenes
 
-# Entries of a matrix of cells x genes that are held at once: 128 MiB in float32. Beyond it (many peaks, many draws) the
-# log-likelihood is computed in parts, each of which is computed again for its gradient.
-_BLOCK = 2**25
+# Entries of a matrix of cells x genes that are held at once: 16 MiB in float32. Beyond it (many genes, many draws) the
+# log-likelihood is computed in parts, each of which is computed again for its gradient: less memory, and no slower.
+_BLOCK = 2**22
 
 
 class GammaPoisson(CountLikelihood):
