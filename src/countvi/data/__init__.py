@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from countvi.data.confounding import confounding_table, warn_of_confounding
+from countvi.data.container import is_mudata
 from countvi.data.dataset import Dataset, bind, prepare_query, prepare_query_mudata
 from countvi.data.features import GENES, PEAKS, PROTEINS
+from countvi.data.h5mu import read_h5mu, write_h5mu
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
 from countvi.data.purposes import CovariateKeys
-from countvi.data.registry import Column, Modality, Purposes, Registry
+from countvi.data.registry import BATCH_COLUMN, Column, Modality, Purposes, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_by_purpose, setup_mudata
 from countvi.data.source import BackedSource, CountSource, InMemorySource, UnpairedSource, open_source
@@ -15,6 +17,7 @@ from countvi.data.splits import Split, make_split, split_from_indices
 from countvi.data.validate import CountSummary, check_counts, summarize
 
 __all__ = [
+    "BATCH_COLUMN",
     "GENES",
     "PEAKS",
     "PROTEINS",
@@ -38,10 +41,12 @@ __all__ = [
     "epoch_batches",
     "epoch_pools",
     "even_batches",
+    "is_mudata",
     "make_split",
     "open_source",
     "prepare_query",
     "prepare_query_mudata",
+    "read_h5mu",
     "recall",
     "remember",
     "setup_anndata",
@@ -50,4 +55,5 @@ __all__ = [
     "split_from_indices",
     "summarize",
     "warn_of_confounding",
+    "write_h5mu",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from countvi import seeding
 from countvi.batch import RNA, Batch, Design
 from countvi.errors import OptionError
+from countvi.likelihoods import AmbientRate, Rate
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, Sink, Writable, evaluation
 from countvi.query.draws import (
@@ -44,15 +45,22 @@ class _Expression:
         total: Tensor | None = None
         for counterfactual in self.counterfactuals:
             rate = self.model.generate(latents, under(design, counterfactual))[self.modality].rate
-            values = rate.mean if self.library_size is None else self._scale(rate)
+            values = self._mean(rate) if self.library_size is None else self._scale(rate)
             values = values if self.genes is None else values.index_select(-1, self.genes)
             total = values if total is None else total + values
         assert total is not None, "an average over no counterfactual"
         # Scaled once, after the sum: a factor inside the loop would be easy to apply again and again.
         return total * ((1.0 if self.library_size is None else self.library_size) / len(self.counterfactuals))
 
-    def _scale(self, rate: Any) -> Tensor:
-        return rate.scale_with_background if self.background else rate.scale
+    def _mean(self, rate: Rate | AmbientRate) -> Tensor:
+        if isinstance(rate, AmbientRate) and not self.background:
+            return rate.mean * rate.own_share
+        return rate.mean
+
+    def _scale(self, rate: Rate | AmbientRate) -> Tensor:
+        if isinstance(rate, AmbientRate) and self.background:
+            return rate.scale_with_background
+        return rate.scale
 
 
 def normalized_expression(
@@ -100,8 +108,7 @@ def normalized_expression(
         Decode the posterior mean of z instead of draws of it, at the posterior mean of the library size. Deterministic;
         ``n_samples`` and ``seed`` play no part.
     background
-        Add the ambient background of a model that has one to the expected frequencies. (The expected counts always
-        have it.)
+        Add the ambient background of a model that has one.
     seed
         Seed of the draws.
     out
