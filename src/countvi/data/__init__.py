@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from countvi.data.confounding import confounding_table, warn_of_confounding
 from countvi.data.container import is_mudata
-from countvi.data.dataset import Dataset, bind, prepare_query, prepare_query_mudata
+from countvi.data.dataset import Dataset, bind, covariate_codes, prepare_query, prepare_query_mudata
 from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.data.h5mu import read_h5mu, write_h5mu
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
@@ -38,6 +38,7 @@ __all__ = [
     "bind",
     "check_counts",
     "confounding_table",
+    "covariate_codes",
     "epoch_batches",
     "epoch_pools",
     "even_batches",

@@ -207,10 +207,6 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
         sources[modality.name] = _open(data, modality, rows)
         if rows is not None and (rows < 0).any():
             present[modality.name] = torch.from_numpy(rows >= 0)
-    codes = np.zeros((data.n_obs, len(registry.columns)), dtype=np.int64)
-    for i, column in enumerate(registry.columns):
-        if column.key is not None and registry.reads(i, optional):
-            codes[:, i] = codes_of(obs_column(data, column.key, f"The model's {column.role} key"), column)
     continuous = np.zeros((data.n_obs, len(registry.continuous_keys)), dtype=np.float32)
     for i, key in enumerate(registry.continuous_keys):
         continuous[:, i] = continuous_of(obs_column(data, key, "The model's continuous covariate key"), key)
@@ -221,12 +217,27 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
     return Dataset(
         registry=registry,
         sources=sources,
-        codes=torch.from_numpy(codes),
+        codes=torch.from_numpy(covariate_codes(data, registry, optional)),
         continuous=torch.from_numpy(continuous),
         size_factor=size_factor,
         obs_names=data.obs_names.copy(),
         present=present,
     )
+
+
+def covariate_codes(data: Container, registry: Registry, optional: Collection[str] = ()) -> NDArray[np.int64]:
+    """Read the categorical covariates of data as a model codes them; see :func:`bind`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(cells, columns)``; zero in columns that are not given, or not read.
+    """
+    codes = np.zeros((data.n_obs, len(registry.columns)), dtype=np.int64)
+    for i, column in enumerate(registry.columns):
+        if column.key is not None and registry.reads(i, optional):
+            codes[:, i] = codes_of(obs_column(data, column.key, f"The model's {column.role} key"), column)
+    return codes
 
 
 def prepare_query(adata: AnnData, registry: Registry) -> AnnData:

@@ -91,9 +91,7 @@ class RegularizedOptions:
         for name, rule in _NUMBERS.items():
             values[name] = _by_modality(name, values[name], names, rule)
         for name in _FLAGS:
-            if not isinstance(values[name], (bool, np.bool_)):
-                message = f"{name} must be True or False; got {values[name]!r}."
-                raise OptionError(message)
+            values[name] = check_flag(name, values[name])
         choose("gene_likelihood", values["gene_likelihood"], _LIKELIHOODS)
         choose("dispersion", values["dispersion"], {"gene": None, "gene-batch": None})
         for name in ("use_batch_norm", "use_layer_norm"):
@@ -188,6 +186,20 @@ def purposes_of(registry: Registry) -> Purposes:
     """Which columns serve what."""
     assert registry.purposes is not None, "a regularised model is set up with covariates by purpose"
     return registry.purposes
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return what is true or false.
+
+    Raises
+    ------
+    OptionError
+        If it is neither.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        message = f"{name} must be True or False; got {value!r}."
+        raise OptionError(message)
+    return bool(value)
 
 
 def _joint(options: RegularizedOptions, registry: Registry) -> JointEncoder:

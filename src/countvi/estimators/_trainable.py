@@ -106,8 +106,15 @@ class Trainable(ABC):
         -------
         DataFrame
             A row for each ordered pair; for the columns see :func:`countvi.data.confounding_table`.
+
+        Raises
+        ------
+        UnknownNameError
+            If the data of the model are not those it was set up with, and lack the labels.
         """
-        return data_layer.confounding_table(self._need_data().codes.numpy(), self.registry)
+        self._need_data()
+        assert self.adata is not None
+        return data_layer.confounding_table(data_layer.covariate_codes(self.adata, self.registry), self.registry)
 
     # ---------------------------------------------------------------- training
 

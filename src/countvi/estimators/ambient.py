@@ -9,6 +9,7 @@ from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import RNA
 from countvi.estimators._ambient import AmbientEstimator
+from countvi.estimators._build_regularized import check_flag
 from countvi.estimators._regularized import options_among
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class AmbientRegularizedSCVI(AmbientEstimator):
     @classmethod
     def _completed(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         parts = dict(arguments)
-        background, scaling = parts.pop("use_additive_background"), parts.pop("use_feature_scaling")
+        background, scaling = (check_flag(n, parts.pop(n)) for n in ("use_additive_background", "use_feature_scaling"))
         return {
             **parts,
             "additive_background_modalities": [RNA] if background else [],
