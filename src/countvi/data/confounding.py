@@ -127,7 +127,8 @@ def _meaning(
                 f"no level of {key} occurs in two levels of {other}, so that no like cells show what {other} does",
             )
         if alone[0] > 0:
-            return False, f"{alone[0]:.0%} of the cells are of a level of {key} that one level of {other} has to itself"
+            share = f"{alone[0]:.0%}" if alone[0] >= 0.01 else "fewer than 1%"
+            return False, f"{share} of the cells are of a level of {key} that one level of {other} has to itself"
         return False, ""
     if pair[1] == LABELS_COLUMN:
         if same:

@@ -19,9 +19,10 @@ from torch import Tensor
 from countvi.batch import Batch, CountBlock, Design
 from countvi.data.columns import codes_of, continuous_of, size_factor_of
 from countvi.data.container import check_container, obs_column, part_of, part_text, rows_of
+from countvi.data.features import feature_names
 from countvi.data.registry import Modality, Registry
 from countvi.data.rows import ColumnMap
-from countvi.data.source import CountSource, InMemorySource, UnpairedSource, open_source
+from countvi.data.source import CountSource, InMemorySource, UnpairedSource, location_text, open_source
 from countvi.data.validate import CountSummary, summarize
 from countvi.errors import DataError, DataWarning, MismatchError, did_you_mean, shorten
 
@@ -293,6 +294,8 @@ def _padded(adata: AnnData, modalities: Sequence[Modality]) -> AnnData:
     """Copy an AnnData with the features of modalities that lie in it."""
     matrices = {}
     for modality in modalities:
+        if modality.location.startswith("obsm/"):  # carried over as it is
+            continue
         names, noun = modality.feature_names, modality.noun
         n_shared = len(names) - len(_missing(adata, modality))
         if n_shared == 0:
@@ -338,22 +341,30 @@ def _open(data: Container, modality: Modality, rows: NDArray[np.int64] | None) -
 
 
 def _missing(adata: AnnData, modality: Modality) -> list[str]:
-    present = set(adata.var_names)
+    present = set(feature_names(adata, modality.location, modality.names_key))
     return [name for name in modality.feature_names if name not in present]
 
 
 def _align(adata: AnnData, modality: Modality) -> ColumnMap | None:
+    owner, names = part_text(modality.part), feature_names(adata, modality.location, modality.names_key)
     missing = _missing(adata, modality)
     if missing:
-        hint = did_you_mean(missing[0], adata.var_names) if len(missing) == 1 else ""
-        maker = "prepare_query_anndata" if modality.part is None else "prepare_query_mudata"
+        hint = did_you_mean(missing[0], names) if len(missing) == 1 else ""
+        where = f"{owner}.var_names"
+        advice = ""
+        if modality.location.startswith("obsm/"):
+            where = location_text(modality.location, owner)
+        else:
+            maker = "prepare_query_anndata" if modality.part is None else "prepare_query_mudata"
+            advice = (
+                f" `{maker}` makes data with the model's {modality.noun}s, those that are missing filled with zeros."
+            )
         message = (
-            f"{len(missing):,} of the model's {modality.n_features:,} {modality.noun}s are missing from "
-            f"{part_text(modality.part)}.var_names: {shorten(missing)}.{hint} `{maker}` makes data with the "
-            f"model's {modality.noun}s, those that are missing filled with zeros."
+            f"{len(missing):,} of the model's {modality.n_features:,} {modality.noun}s are missing from {where}: "
+            f"{shorten(missing)}.{hint}{advice}"
         )
         raise MismatchError(message)
-    return ColumnMap.from_names(list(adata.var_names), modality.feature_names)
+    return ColumnMap.from_names(names, modality.feature_names)
 
 
 def _hash_rows(block: CountBlock) -> NDArray[np.uint64]:

@@ -56,6 +56,8 @@ class Modality:
         Which modality of a MuData that AnnData is; ``None`` where the data are an AnnData.
     feature_type
         What its features are, in the words of :mod:`countvi.data.features`; ``None`` if nothing tells.
+    names_key
+        Entry of ``uns`` with the names of the columns of an array in ``obsm``, or ``None``.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Modality:
     feature_names: tuple[str, ...]
     part: str | None = None
     feature_type: str | None = None
+    names_key: str | None = None
 
     @property
     def n_features(self) -> int:
@@ -254,7 +257,12 @@ class Registry:
             method=values["method"],
             setup_args=dict(values["setup_args"]),
             modalities=tuple(
-                Modality(m["name"], m["location"], tuple(m["feature_names"]), m.get("part"), m.get("feature_type"))
+                Modality(
+                    m["name"],
+                    m["location"],
+                    tuple(m["feature_names"]),
+                    *(m.get(name) for name in ("part", "feature_type", "names_key")),
+                )
                 for m in values["modalities"]
             ),
             columns=tuple(Column(c["role"], c["key"], tuple(c["categories"])) for c in values["columns"]),
