@@ -353,8 +353,15 @@ def test_attribution_is_the_slope_of_the_expected_counts(trained: Any) -> None:
         np.testing.assert_allclose(found[name]["weighted_z"], found[name]["attribution"] * z.numpy(), rtol=1e-4)
 
 
+def test_slices_of_the_cell_state(trained: Any) -> None:
+    assert trained.modality_slices == {"rna": slice(0, 3), "atac": slice(3, 6)}
+    assert build(**MODES["slices"]).modality_slices == {"rna": slice(0, 4), "atac": slice(4, 6)}
+    assert build(latent_mode="weighted_mean").modality_slices == {}
+
+
 def test_a_single_encoder_has_no_parts() -> None:
     model = fit(latent_mode="single_encoder")
+    assert model.modality_slices == {}
     assert model.get_latent_representation().shape == (60, 3)
     with pytest.raises(OptionError, match="no states of single modalities"):
         model.get_modality_latents()

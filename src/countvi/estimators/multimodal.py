@@ -13,6 +13,7 @@ from countvi.errors import OptionError
 from countvi.estimators._ambient import AmbientEstimator
 from countvi.estimators._indices import Indices
 from countvi.estimators._regularized import options_among
+from countvi.nn.joint import Concatenated
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -239,6 +240,12 @@ class RegularizedMultimodalVI(AmbientEstimator):
         states = query.latent_states(self.module, cells)
         found = query.modality_attribution(self.module, cells, relative=relative)
         return {name: {"attribution": values, "weighted_z": values * states} for name, values in found.items()}
+
+    @property
+    def modality_slices(self) -> dict[str, slice]:
+        """Dimensions of the cell state that belong to each modality; empty where they share all."""
+        encoder = self.module.encode_z
+        return encoder.slices() if isinstance(encoder, Concatenated) else {}
 
     @classmethod
     def _completed(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
