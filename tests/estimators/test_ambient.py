@@ -356,3 +356,36 @@ def test_cells_on_disk_train_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.get_background_profile(), other.get_background_profile())
     other.train(1, **QUIET)
     assert np.isfinite(other.get_latent_representation()).all()
+
+
+def test_who_sees_the_batch() -> None:
+    """Encoder and decoder see a covariate exactly if they were told to."""
+    swapped = make_rna()
+    swapped.obs["batch"] = swapped.obs["batch"].map({"b0": "b1", "b1": "b0"})
+
+    def moved(read_out: str, **setup_and_options: Any) -> bool:
+        options = {name: setup_and_options.pop(name) for name in ("use_batch_in_decoder",) if name in setup_and_options}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "encoder_covariate_keys", DataWarning)
+            model = fit({"batch_key": "batch", **setup_and_options}, epochs=1, **options)
+        if read_out == "state":
+            return not np.array_equal(model.get_latent_representation(swapped), model.get_latent_representation())
+        own, other = (
+            model.get_normalized_expression(transform_batch=b, use_z_mean=True).to_numpy() for b in ("b0", "b1")
+        )
+        return not np.array_equal(own, other)
+
+    assert not moved("state")
+    assert moved("state", encoder_covariate_keys=["batch"])
+    assert not moved("expression")
+    assert moved("expression", use_batch_in_decoder=True)
+    assert moved("expression", nn_conditioning_covariate_keys=["batch"])
+
+
+def test_the_unit_of_expression() -> None:
+    """By default the counts of an average cell, in the sense of the geometric mean."""
+    one, fifth = (build({"batch_key": "batch"}, library_log_means_centering_sensitivity=s) for s in (1.0, 0.2))
+    totals = make_rna().X.toarray().sum(1)
+    assert float(one.module.modalities["rna"].log_unit) == pytest.approx(np.log(totals).mean(), rel=1e-5)
+    ratio = float((fifth.module.modalities["rna"].log_unit - one.module.modalities["rna"].log_unit).exp())
+    assert ratio == pytest.approx(5.0, rel=1e-4)
