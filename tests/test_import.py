@@ -27,7 +27,9 @@ HEAVY = (
     "lightning",
     "lightning_fabric",
     "matplotlib",
+    "mudata",
     "rich",
+    "sklearn",
     "typer",
 )
 

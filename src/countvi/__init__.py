@@ -15,15 +15,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from countvi import io, plot
+    from countvi import io, metrics, plot
     from countvi import plot as pl
+    from countvi.estimators.ambient import AmbientRegularizedSCVI
+    from countvi.estimators.multimodal import RegularizedMultimodalVI
     from countvi.estimators.scvi import SCVI
 
 __version__ = "0.1.0"
 
-__all__ = ["SCVI", "__version__", "io", "pl", "plot"]
+__all__ = ["SCVI", "AmbientRegularizedSCVI", "RegularizedMultimodalVI", "__version__", "io", "metrics", "pl", "plot"]
 
-_OBJECTS = {"SCVI": "countvi.estimators.scvi"}
+_OBJECTS = {
+    "AmbientRegularizedSCVI": "countvi.estimators.ambient",
+    "RegularizedMultimodalVI": "countvi.estimators.multimodal",
+    "SCVI": "countvi.estimators.scvi",
+}
 """Public classes and the modules that define them."""
 
 _MODULES = {
@@ -35,6 +41,7 @@ _MODULES = {
     "files": "countvi.files",
     "io": "countvi.io",
     "likelihoods": "countvi.likelihoods",
+    "metrics": "countvi.metrics",
     "models": "countvi.models",
     "nn": "countvi.nn",
     "ops": "countvi.ops",

@@ -8,7 +8,7 @@ a :class:`Batch` is both. All three are immutable: a counterfactual is a new ``D
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -113,6 +113,45 @@ class CountBlock:
             n_features=self.n_features,
         )
 
+    def features(self, start: int, stop: int) -> CountBlock:
+        """Return the columns from ``start`` to ``stop`` (excluded)."""
+        inside = (self.columns >= start) & (self.columns < stop)
+        before = torch.cat([self.offsets.new_zeros(1), inside.cumsum(0)])
+        return CountBlock(
+            values=self.values[inside],
+            columns=self.columns[inside] - start,
+            offsets=before.index_select(0, self.offsets),
+            n_features=stop - start,
+        )
+
+    @classmethod
+    def side_by_side(cls, blocks: Sequence[CountBlock]) -> CountBlock:
+        """Join the features of the same cells.
+
+        Parameters
+        ----------
+        blocks
+            With the same number of cells each, at least one.
+
+        Returns
+        -------
+        CountBlock
+            The features of all blocks, in their order.
+        """
+        if len(blocks) == 1:
+            return blocks[0]
+        offsets = torch.stack([block.offsets for block in blocks]).sum(0)
+        total = sum(block.values.shape[0] for block in blocks)
+        values, columns = blocks[0].values.new_empty(total), blocks[0].columns.new_empty(total)
+        before, n_features = offsets[:-1].clone(), 0
+        for block in blocks:
+            place = torch.arange(block.values.shape[0], device=offsets.device)
+            place += (before - block.offsets[:-1]).index_select(0, block.rows)
+            values[place], columns[place] = block.values, block.columns + n_features
+            before += block.offsets[1:] - block.offsets[:-1]
+            n_features += block.n_features
+        return cls(values=values, columns=columns, offsets=offsets, n_features=n_features)
+
     @classmethod
     def from_dense(cls, dense: Tensor) -> CountBlock:
         """Build from a dense matrix of shape ``(cells, features)``."""
@@ -138,11 +177,16 @@ class Design:
         Continuous covariates, shape ``(cells, n_continuous)``.
     size_factor
         Size factors given by the user, shape ``(cells,)``, or ``None``.
+    present
+        Which cells each modality was measured in, shape ``(cells,)``, bool, by name. A modality that is not named was
+        measured in all cells; ``None`` is short for an empty mapping. The row of counts of a cell that a modality was
+        not measured in is empty, and says nothing about the cell.
     """
 
     codes: Codes
     continuous: Tensor
     size_factor: Tensor | None = None
+    present: Mapping[str, Tensor] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -152,6 +196,10 @@ class Design:
     def levels(self, factor: Factor) -> Tensor:
         """Codes of one covariate, shape ``(cells,)``."""
         return self.codes[:, factor.column]
+
+    def measured(self, modality: str) -> Tensor | None:
+        """Which cells a modality was measured in, shape ``(cells,)``, bool; ``None`` if in all."""
+        return None if self.present is None else self.present.get(modality)
 
     def with_level(self, column: int, code: int) -> Design:
         """Return the design in which every cell has one category of one covariate."""
@@ -165,6 +213,7 @@ class Design:
             codes=self.codes.to(device=device),
             continuous=self.continuous.to(device=device, dtype=dtype),
             size_factor=None if self.size_factor is None else self.size_factor.to(device=device, dtype=dtype),
+            present=None if self.present is None else {k: v.to(device=device) for k, v in self.present.items()},
         )
 
 

@@ -159,3 +159,25 @@ def adata() -> anndata.AnnData:
 def untidy(request: pytest.FixtureRequest) -> sp.csr_matrix:
     """The counts as CSR that is not canonical."""
     return request.param(make_counts())
+
+
+ATAC_CELLS = [22, 4, 1, 24, 3, 0, 23]
+"""Cells of the second modality, in its order; 23 and 24 are in no other."""
+
+
+def make_atac(n_peaks: int = 7) -> anndata.AnnData:
+    """Counts of some of the cells and of two more, in an order of their own; the last of them has none."""
+    counts = np.random.default_rng(5).poisson(0.8, size=(len(ATAC_CELLS), n_peaks)).astype(np.float32)
+    counts[:, 0] += 1
+    counts[0] += 1
+    counts[-1] = 0
+    var = pd.DataFrame(index=[f"chr{i}:{100 * i}-{100 * i + 50}" for i in range(1, n_peaks + 1)])
+    return anndata.AnnData(sp.csr_matrix(counts), obs=make_obs(25).iloc[ATAC_CELLS], var=var)
+
+
+@pytest.fixture
+def mdata() -> Any:
+    """23 cells of RNA and 7 of ATAC, 5 of them shared; covariates lie in the modalities."""
+    mudata = pytest.importorskip("mudata")
+    with mudata.set_options(pull_on_update=False):
+        return mudata.MuData({"rna": make_adata(), "atac": make_atac()})

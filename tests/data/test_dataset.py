@@ -193,6 +193,20 @@ def test_summary_is_read_once(adata: anndata.AnnData, monkeypatch: pytest.Monkey
         dataset.summary("protein")
 
 
+def test_sums_by_level(adata: anndata.AnnData) -> None:
+    dataset = bind(adata, setup_anndata(adata, **FULL))
+    dense, cell = adata.X.toarray(), np.arange(23)
+    batch, kind, donor = dataset.level_sums("rna", [0, 1, 2])
+    assert batch.dtype == torch.float64
+    for level, start in enumerate([1, 0, 2]):  # b a c
+        np.testing.assert_array_equal(batch[level].numpy(), dense[cell % 3 == start].sum(0))
+    for level in range(2):
+        np.testing.assert_array_equal(kind[level].numpy(), dense[cell % 2 == level].sum(0))
+    for level in range(4):
+        np.testing.assert_array_equal(donor[level].numpy(), dense[cell % 4 == level].sum(0))
+    assert dataset.level_sums("rna", []) == []
+
+
 def slow_fingerprint(dense: np.ndarray, names: list[str]) -> str:
     """Compute the fingerprint entry by entry in Python's integers (splitmix64's finaliser on column and bits)."""
     mask = 2**64 - 1

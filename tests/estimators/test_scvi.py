@@ -202,3 +202,13 @@ def test_repr_says_what_it_is(trained, adata):
     for fact in ("SCVI (trained, 5 epochs)", "15 features in X", "obs['batch'], 3 categories", "n_latent=3"):
         assert fact in text
     assert "not trained" in repr(build(adata))
+
+
+def test_covariates_are_compared_with_each_other_and_with_labels(adata):
+    adata.obs["site"] = adata.obs["batch"].map({"b0": "s0", "b1": "s0", "b2": "s1"})
+    countvi.SCVI.setup_anndata(adata, batch_key="batch", labels_key="label", categorical_covariate_keys=["site"])
+    table = countvi.SCVI(adata).get_confounding().set_index(["key", "other"])
+    assert len(table) == 6
+    assert table.loc[("batch", "site"), "alone"] == 1.0
+    assert table.loc[("batch", "site"), "meaning"] == "levels of 'site' are groups of levels of 'batch'"
+    assert not table["problem"].any()

@@ -7,7 +7,7 @@ minibatch of its data, and how many parameters there are: counted by hand, so th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+from tests.models import small
 
 import countvi
-from countvi.batch import Batch
+from countvi.batch import Batch, Factor
 from countvi.errors import DataWarning
 from countvi.models._base import CountModel
 
@@ -38,13 +39,16 @@ class Row:
     n_parameters
         How many numbers are learned.
     batch_matters
-        Whether a counterfactual batch changes what is generated.
+        Whether a counterfactual batch changes the expected frequencies.
+    not_drawn
+        Last parts of the names of parameters that start from the data or a constant, whatever the seed.
     """
 
     name: str
     build: Callable[[int], tuple[CountModel, Batch]]
     n_parameters: int
     batch_matters: bool = True
+    not_drawn: frozenset[str] = frozenset()
 
 
 @cache
@@ -167,5 +171,102 @@ def _scvi(options: dict[str, Any], keys: dict[str, Any]) -> Row:
     )
 
 
-ROWS = [_scvi(options, keys) for options, keys in _grid()]
+N_PEAKS = 5
+
+
+@cache
+def small_cells(names: tuple[str, ...], gaps: bool) -> small.Cells:
+    """The counts above as one or two modalities; codes of batch and donor; every third cell may lack the second."""
+    adata = cells()
+    rng = np.random.default_rng(1)
+    counts = {"rna": np.asarray(adata.X), "atac": rng.poisson(2.0, (N_CELLS, N_PEAKS)).astype(np.float32)}
+    present = {}
+    if gaps:
+        present["atac"] = np.arange(N_CELLS) % 3 != 1
+        counts["atac"][~present["atac"]] = 0.0
+    codes = np.stack([adata.obs[key].cat.codes.to_numpy() for key in ("batch", "donor")], axis=1)
+    continuous = adata.obs[["age", "stress"]].to_numpy()
+    return small.Cells({name: counts[name] for name in names}, codes, continuous, present)
+
+
+def _build_regularized(
+    plan: small.Plan, names: tuple[str, ...], mode: str, gaps: bool, seed: int
+) -> tuple[CountModel, Batch]:
+    data = small_cells(names, gaps)
+    model = small.build(data, plan, mode, seed)
+    return model, data.batch()
+
+
+def _count_regularized(plan: small.Plan, names: tuple[str, ...], mode: str) -> int:
+    """Number of learned numbers, from the equations."""
+    genes = {"rna": N_GENES, "atac": N_PEAKS}
+
+    def rows(factors: Sequence[Factor]) -> int:
+        return sum(factor.n_levels for factor in factors if factor.n_levels > 1)
+
+    def encoder(n_in: int, n_hidden: int, n_out: int) -> int:
+        n_in += plan.n_continuous + rows(plan.encoding) + 1
+        return n_hidden * n_in + 2 * n_out * (n_hidden + 1)
+
+    sizes = [genes[name] for name in names]
+    inputs = [sum(sizes)] if mode == "single" else sizes
+    n = sum(encoder(n_in, plan.n_hidden, plan.n_latent) for n_in in inputs)
+    n += {"universal": len(names), "cell": len(names) * (len(names) * plan.n_latent + 1)}.get(mode, 0)
+    n_state = plan.n_latent * (len(names) if mode == "concatenated" else 1)
+    for n_genes in sizes:
+        n += encoder(n_genes, plan.library_hidden, 1) + 1
+        n += plan.n_hidden * (n_state + plan.n_continuous + rows(plan.conditioning) + 1) + n_genes * (plan.n_hidden + 1)
+        n += n_genes * sum(factor.n_levels for factor in plan.ambient)
+        if plan.scaling is not None:
+            n += n_genes * max(1, sum(factor.n_levels for factor in plan.scaling))
+        n += 2 * n_genes * (1 if plan.dispersion is None else plan.dispersion.n_levels)
+    return n
+
+
+_BATCH_FACTOR, _DONOR_FACTOR = Factor(0, N_BATCHES), Factor(1, N_DONORS)
+_FULL = small.Plan(
+    ambient=[_BATCH_FACTOR, _DONOR_FACTOR],
+    background_prior=small.GammaPrior(1.0, 100.0),
+    scaling=[_DONOR_FACTOR, _BATCH_FACTOR],
+    dispersion=_BATCH_FACTOR,
+    group=_DONOR_FACTOR,
+    conditioning=[_DONOR_FACTOR, _BATCH_FACTOR],
+    encoding=[_BATCH_FACTOR],
+    n_continuous=2,
+)
+_PLANS = {
+    "bare": small.Plan(),
+    "batch": small.Plan(ambient=[_BATCH_FACTOR], dispersion=_BATCH_FACTOR, group=_BATCH_FACTOR),
+    "scaled": small.Plan(ambient=[small.NOTHING], scaling=[], conditioning=[_BATCH_FACTOR]),
+    "full": _FULL,
+}
+
+
+def _regularized(name: str, names: tuple[str, ...], mode: str = "concatenated", gaps: bool = False) -> Row:
+    plan = _PLANS[name]
+    return Row(
+        name=f"regularized-{name}-{'+'.join(names)}-{mode}{'-gaps' if gaps else ''}",
+        build=partial(_build_regularized, plan, names, mode, gaps),
+        n_parameters=_count_regularized(plan, names, mode),
+        batch_matters=_BATCH_FACTOR in plan.conditioning,
+        not_drawn=_NOT_DRAWN,
+    )
+
+
+_NOT_DRAWN = frozenset(
+    {"beta", "gamma", "library.weight", "library.encode.loc.bias", "library.encode.log_variance.bias", "rho.bias"}
+    | {"dispersion.loc", "dispersion.log_scale", "weigh.logits"}
+)
+_TWO = ("rna", "atac")
+_REGULARIZED = [
+    *(_regularized(name, ("rna",)) for name in _PLANS),
+    *(_regularized("full", ("rna",), mode) for mode in ("single", "equal")),
+    *(
+        _regularized(name, _TWO, mode, gaps)
+        for name, gaps in (("batch", False), ("full", False), ("full", True))
+        for mode in ("concatenated", "single", "equal", "universal", "cell")
+    ),
+]
+
+ROWS = [_scvi(options, keys) for options, keys in _grid()] + _REGULARIZED
 """Add the rows of further models here."""

@@ -7,7 +7,7 @@ import torch
 from torch import distributions
 
 from countvi import seeding
-from countvi.nn.latent import Gaussian, Given
+from countvi.nn.latent import Gaussian, Given, side_by_side
 
 
 def gaussian(seed: int, event_dims: int) -> Gaussian:
@@ -68,3 +68,31 @@ def test_given_is_its_value_and_costs_nothing():
     given = Given(value)
     assert torch.equal(given.rsample(None, 3), value)
     assert torch.equal(given.log_prob(value), torch.zeros(2))
+
+
+@pytest.mark.parametrize("event_dims", [0, 1])
+def test_where(event_dims):
+    q, p = gaussian(1, event_dims), gaussian(2, event_dims)
+    mask = torch.tensor([True, False, True, True, False, False, True])
+    mixed = q.where(mask, p)
+    assert mixed.event_dims == event_dims and q.where(None, p) is q
+    torch.testing.assert_close(mixed.kl(p), torch.where(mask, q.kl(p), 0.0))
+    for i in range(7):
+        source = q if mask[i] else p
+        assert torch.equal(mixed.loc[i], source.loc[i]) and torch.equal(mixed.scale[i], source.scale[i])
+
+
+def test_standard():
+    p = Gaussian.standard(7, 3, like=torch.zeros(1, dtype=torch.float64))
+    value = torch.randn(7, 3, dtype=torch.float64, generator=seeding.generator(0))
+    expected = distributions.Independent(distributions.Normal(torch.zeros(7, 3).double(), 1.0), 1).log_prob(value)
+    torch.testing.assert_close(p.log_prob(value), expected)
+
+
+def test_side_by_side_is_the_joint_distribution():
+    vector, number = gaussian(1, 1), gaussian(2, 0)
+    q = side_by_side([vector, number])
+    p = side_by_side([gaussian(3, 1), gaussian(4, 0)])
+    assert q.loc.shape == (7, 4)
+    torch.testing.assert_close(q.kl(p), vector.kl(gaussian(3, 1)) + number.kl(gaussian(4, 0)))
+    torch.testing.assert_close(side_by_side([number]).loc[:, 0], number.loc)

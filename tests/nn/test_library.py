@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from countvi import seeding
 from countvi.batch import CountBlock, Design, Factor
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Given
-from countvi.nn.library import LogNormalLibrary, ObservedLibrary, SizeFactorLibrary, library_moments
+from countvi.nn.library import (
+    LibraryPrior,
+    LogNormalLibrary,
+    ObservedLibrary,
+    ResidualLibrary,
+    SizeFactorLibrary,
+    library_moments,
+)
 from countvi.nn.mlp import MlpConfig
 
 
@@ -87,3 +95,70 @@ def test_log_normal():
     assert q.loc.shape == (3,) and q.kl(p).shape == (3,)
     saved, learned = set(library.state_dict()), {name for name, _ in library.named_parameters()}
     assert {"loc", "scale"} <= saved and not {"loc", "scale"} & learned
+
+
+def test_constrained_prior_has_half_the_variance():
+    rng = np.random.default_rng(0)
+    level = rng.integers(0, 3, 300)
+    totals = np.round(rng.lognormal(6 + level, 0.2 + 0.1 * level)) + 1
+    totals[:5] = 0.0
+    prior = LibraryPrior.constrained(torch.as_tensor(totals), torch.as_tensor(level), 3)
+    logs, known = np.log(totals[totals > 0]), totals > 0
+    np.testing.assert_allclose(prior.centre, logs.mean(), rtol=1e-6)
+    for group in range(3):
+        of_group = np.log(totals[known & (level == group)])
+        np.testing.assert_allclose(prior.loc[group], of_group.mean(), rtol=1e-6)
+        np.testing.assert_allclose(prior.scale[group] ** 2, 0.5 * of_group.var(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("totals", "level"),
+    [([10.0, 20.0, 30.0, 77.0], [0, 0, 0, 1]), ([10.0, 10.0, 20.0, 20.0], [0, 0, 1, 1]), ([5.0], [0]), ([0.0], [0])],
+    ids=str,
+)
+def test_constrained_prior_of_small_groups_is_not_a_point(totals, level):
+    prior = LibraryPrior.constrained(torch.tensor(totals), torch.tensor(level), 3)
+    for value in (prior.centre, prior.loc, prior.scale):
+        assert torch.isfinite(value).all()
+    assert (prior.scale >= 0.05).all()
+
+
+def residual(**options) -> ResidualLibrary:
+    prior = LibraryPrior.constrained(torch.tensor([50.0, 3.0, 200.0]), torch.tensor([0, 0, 1]), 2)
+    with seeding.forked(0):
+        return ResidualLibrary(GaussianEncoder(3, None, MlpConfig(n_hidden=4), **options), Factor(0, 2), prior)
+
+
+def test_residual_library_starts_at_the_total():
+    x = torch.tensor([[30.0, 20.0, 0.0], [0.0, 0.0, 0.0], [150.0, 0.0, 50.0]])
+    library = residual().eval()
+    q = library.guide(CountBlock.from_dense(x), None, DESIGN)
+    # exp of the log of the library size, and of half its variance, is the expected size.
+    np.testing.assert_allclose((q.loc + q.scale**2 / 2).exp().detach(), [50.0, 1.0, 200.0], rtol=0.03)
+    p = library.prior(DESIGN)
+    torch.testing.assert_close(p.loc, library.loc[torch.tensor([0, 1, 1])])
+    assert p.event_dims == q.event_dims == 0
+
+
+def test_residual_library_by_hand():
+    x = torch.tensor([[30.0, 20.0, 0.0], [0.0, 0.0, 0.0], [150.0, 0.0, 50.0]])
+    library = residual().eval()
+    with torch.no_grad():
+        library.weight.fill_(0.6)
+        library.encode.loc.bias.fill_(0.3)
+    rest = library.encode(CountBlock.from_dense(x), None, DESIGN)
+    log_total = torch.tensor([np.log(50.0), 0.0, np.log(200.0)], dtype=torch.float32)
+    expected = library.centre + 0.6 * (log_total - library.centre) + rest.loc
+    q = library.guide(CountBlock.from_dense(x), None, DESIGN)
+    torch.testing.assert_close(q.loc, expected)
+    torch.testing.assert_close(q.scale, rest.scale)
+
+
+def test_residual_library_saves_its_prior():
+    library = residual()
+    assert {"loc", "scale", "centre", "weight"} <= set(library.state_dict())
+    unknown = LibraryPrior.unknown(2)
+    other = ResidualLibrary(GaussianEncoder(3, None, MlpConfig(n_hidden=4)), Factor(0, 2), unknown)
+    other.load_state_dict(library.state_dict())
+    torch.testing.assert_close(other.prior(DESIGN).loc, library.prior(DESIGN).loc)
+    assert not unknown.loc.any()  # what was passed is not written to

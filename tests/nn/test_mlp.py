@@ -141,3 +141,55 @@ def test_samples_lead():
     net = Mlp(3, MlpConfig(n_hidden=6, n_layers=2), 2, [Factor(0, 3)]).double().eval()
     z = normals(5, 8, 3, seed=3)
     torch.testing.assert_close(net(z, features, design), torch.stack([net(draw, features, design) for draw in z]))
+
+
+DROP_INPUT = MlpConfig(n_hidden=50, dropout=0.3, batch_norm=False, drop_input=True)
+
+
+def test_dropout_of_the_input_is_before_the_linear_map():
+    """Each input is kept, and scaled, or not; the hidden units are never dropped, nor is what is not an input."""
+    x, features, design = problem(400)
+    net = Mlp(11, DROP_INPUT, 2, [Factor(0, 3)]).double()
+    with seeding.forked(0):
+        out = net.train()(x + 1.0, features, design)
+    with seeding.forked(0):
+        kept = torch.nn.functional.dropout(torch.ones_like(x), 0.3)
+    torch.testing.assert_close(out, net.eval()((x + 1.0) * kept, features, design))
+    assert set(kept.unique().tolist()) == {0.0, 1 / 0.7}
+
+
+@pytest.mark.parametrize("log1p", [True, False])
+def test_dropout_of_sparse_counts_drops_entries(log1p):
+    x, features, design = problem(400)
+    net = Mlp(11, DROP_INPUT, 2, [Factor(0, 3)]).double()
+    counts = CountBlock.from_dense(x)
+    with seeding.forked(0):
+        out = net.train().from_counts(counts, features, design, log1p)
+    with seeding.forked(0):
+        kept = torch.nn.functional.dropout(torch.ones_like(counts.values), 0.3)
+    entries = x.log1p() if log1p else x
+    dense = CountBlock(kept, counts.columns, counts.offsets, 11).to_dense() * entries
+    torch.testing.assert_close(out, net.eval()(dense, features, design))
+    # In evaluation mode nothing is dropped.
+    torch.testing.assert_close(net.from_counts(counts, features, design, log1p), net(entries, features, design))
+
+
+def test_dropout_of_the_input_of_every_layer():
+    net = Mlp(11, MlpConfig(n_hidden=6, n_layers=3, dropout=0.4, batch_norm=False, drop_input=True))
+    assert [(block.drop_input, block.dropout) for block in net.layers] == [(0.4, 0.0)] * 3
+    plain = Mlp(11, MlpConfig(n_hidden=6, n_layers=3, dropout=0.4))
+    assert [(block.drop_input, block.dropout) for block in plain.layers] == [(0.0, 0.4)] * 3
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_slopes_are_those_of_reverse_differentiation(config):
+    _, features, design = problem()
+    net = Mlp(3, config, 2, [Factor(0, 3)]).double().eval()
+    for block in net.layers:
+        if block.batch_norm is not None:
+            with torch.no_grad():
+                block.batch_norm.running_var.copy_(normals(6, seed=8).exp())
+                block.batch_norm.weight.copy_(normals(6, seed=9))
+    z = normals(8, 3, seed=3)
+    slopes = torch.autograd.functional.jacobian(lambda x: net(x, features, design).sum(0), z)  # (hidden, cells, in)
+    torch.testing.assert_close(net.slopes(z, features, design), slopes.permute(2, 1, 0))

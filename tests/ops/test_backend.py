@@ -60,4 +60,5 @@ def test_every_operation_with_a_kernel_runs_on_the_backend_in_force(monkeypatch:
         ops.zero_inflated_negative_binomial(a, a[0], a, a, counts, link)
         ops.poisson(a, a[0], counts, link)
         ops.sparse_linear(counts, a, None, False)
+        ops.linear(a, a, a[0])
     assert {name for name, _ in called} == set(cpu.__all__)

@@ -73,3 +73,10 @@ def test_counterfactual_replaces_one_column():
     assert under(design, None) is design
     assert under(design, (0, 1)).codes.tolist() == [[1, 1], [1, 1]]
     assert design.codes.tolist() == [[0, 1], [2, 1]]
+
+
+def test_several_covariates_can_be_changed_at_once():
+    design = Design(torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.zeros(2, 0))
+    assert under(design, {0: 7, 2: 8}).codes.tolist() == [[7, 1, 8], [7, 4, 8]]
+    assert under(design, (1, 9)).codes.tolist() == [[0, 9, 2], [3, 9, 5]]
+    assert under(design, None) is design

@@ -1,39 +1,60 @@
-"""From AnnData to sparse minibatches: set-up, validation, alignment, splits and loading."""
+"""From AnnData and MuData to sparse minibatches: set-up, validation, alignment, splits and loading."""
 
 from __future__ import annotations
 
-from countvi.data.dataset import Dataset, bind, prepare_query
+from countvi.data.confounding import confounding_table, warn_of_confounding
+from countvi.data.container import is_mudata
+from countvi.data.dataset import Dataset, bind, covariate_codes, prepare_query, prepare_query_mudata
+from countvi.data.features import GENES, PEAKS, PROTEINS
+from countvi.data.h5mu import read_h5mu, write_h5mu
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
-from countvi.data.registry import Column, Modality, Registry
+from countvi.data.purposes import CovariateKeys
+from countvi.data.registry import BATCH_COLUMN, Column, Modality, Purposes, Registry
 from countvi.data.rows import ColumnMap
-from countvi.data.setup import SetupRecords, recall, remember, setup_anndata
-from countvi.data.source import BackedSource, CountSource, InMemorySource, open_source
+from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_by_purpose, setup_mudata
+from countvi.data.source import BackedSource, CountSource, InMemorySource, UnpairedSource, open_source
 from countvi.data.splits import Split, make_split, split_from_indices
 from countvi.data.validate import CountSummary, check_counts, summarize
 
 __all__ = [
+    "BATCH_COLUMN",
+    "GENES",
+    "PEAKS",
+    "PROTEINS",
     "BackedSource",
     "Column",
     "ColumnMap",
     "CountSource",
     "CountSummary",
+    "CovariateKeys",
     "Dataset",
     "InMemorySource",
     "Modality",
+    "Purposes",
     "Registry",
     "SetupRecords",
     "Split",
+    "UnpairedSource",
     "bind",
     "check_counts",
+    "confounding_table",
+    "covariate_codes",
     "epoch_batches",
     "epoch_pools",
     "even_batches",
+    "is_mudata",
     "make_split",
     "open_source",
     "prepare_query",
+    "prepare_query_mudata",
+    "read_h5mu",
     "recall",
     "remember",
     "setup_anndata",
+    "setup_by_purpose",
+    "setup_mudata",
     "split_from_indices",
     "summarize",
+    "warn_of_confounding",
+    "write_h5mu",
 ]

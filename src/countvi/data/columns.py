@@ -1,4 +1,4 @@
-"""Columns of ``adata.obs`` as a model uses them: categories, codes, numbers. Everything is read, nothing written."""
+"""Columns of ``obs`` as a model uses them: categories, codes, numbers. Everything is read, nothing written."""
 
 from __future__ import annotations
 
@@ -8,43 +8,40 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from countvi.data.container import obs_column
 from countvi.data.registry import Category, Column, category_key, plain
-from countvi.errors import DataError, MismatchError, UnknownNameError, did_you_mean, shorten
+from countvi.errors import DataError, MismatchError, did_you_mean
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import NDArray
 
+    from countvi.data.container import Container
 
-def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
-    """Return one column of ``adata.obs``.
+
+def read_column(data: Container, role: str, key: str | None, argument: str) -> Column:
+    """Read the categories of a column of ``obs``.
 
     Parameters
     ----------
-    adata
+    data
         The data.
+    role
+        What the column is for.
     key
-        Name of the column.
+        Its name; ``None`` for a covariate that was not given.
     argument
-        What the column was asked for as, for the message.
+        What it was asked for as, for the message.
 
     Raises
     ------
     UnknownNameError
         If there is no such column.
     DataError
-        If there are several.
+        If it cannot be used as a covariate.
     """
-    known = [str(name) for name in adata.obs.columns]
-    if key not in adata.obs.columns:
-        has = f"it has {shorten(known, limit=10)}" if known else "it has no columns"
-        message = f"{argument}: adata.obs has no column {key!r}; {has}.{did_you_mean(key, known)}"
-        raise UnknownNameError(message)
-    column = adata.obs[key]
-    if isinstance(column, pd.DataFrame):
-        message = f"{argument}: adata.obs has {column.shape[1]} columns named {key!r}; names must be distinct."
-        raise DataError(message)
-    return column
+    if key is None:
+        return Column(role, None, (0,))
+    return Column(role, key, categories_of(obs_column(data, key, argument), key))
 
 
 def categories_of(values: pd.Series, key: str) -> tuple[Category, ...]:

@@ -1,18 +1,24 @@
-"""``setup_anndata``: look at what the user chose, record it, write nothing into the AnnData."""
+"""``setup_anndata`` and ``setup_mudata``: look at what the user chose, record it, write nothing into the data."""
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Sequence
-
-from anndata import AnnData
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from countvi.batch import RNA
-from countvi.data.columns import categories_of, continuous_of, obs_column, size_factor_of
-from countvi.data.registry import Column, Modality, Registry
+from countvi.data.columns import continuous_of, read_column, size_factor_of
+from countvi.data.container import as_mudata, checked, obs_column, part_text, rows_of
+from countvi.data.features import feature_type_of
+from countvi.data.purposes import CovariateKeys, as_keys, read_columns
+from countvi.data.registry import Modality, Registry
 from countvi.data.source import matrix_at
-from countvi.errors import DataError, OptionError, shorten
+from countvi.errors import DataError, OptionError, UnknownNameError, did_you_mean, shorten
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
 
 
 def setup_anndata(
@@ -60,15 +66,18 @@ def setup_anndata(
     OptionError
         If a list of keys is a single string.
     """
-    check_shape(adata)
-    location = "X" if layer is None else f"layers/{layer}"
+    checked(adata)
+    location = _location(layer)
     matrix_at(adata, location)
-    categorical = _as_keys(categorical_covariate_keys, "categorical_covariate_keys")
-    continuous = _as_keys(continuous_covariate_keys, "continuous_covariate_keys")
+    categorical = as_keys(categorical_covariate_keys, "categorical_covariate_keys")
+    continuous = as_keys(continuous_covariate_keys, "continuous_covariate_keys")
     _check_distinct(batch_key, categorical, continuous)
 
-    columns = [_column(adata, "batch", batch_key, "batch_key"), _column(adata, "labels", labels_key, "labels_key")]
-    columns += [_column(adata, "categorical", key, "categorical_covariate_keys") for key in categorical]
+    columns = [
+        read_column(adata, "batch", batch_key, "batch_key"),
+        read_column(adata, "labels", labels_key, "labels_key"),
+        *(read_column(adata, "categorical", key, "categorical_covariate_keys") for key in categorical),
+    ]
     for key in continuous:
         continuous_of(obs_column(adata, key, "continuous_covariate_keys"), key)
     if size_factor_key is not None:
@@ -90,27 +99,95 @@ def setup_anndata(
     )
 
 
-def check_shape(adata: AnnData) -> None:
-    """Check that it is an AnnData with cells and genes, and that a gene is known by its name.
+def setup_by_purpose(adata: AnnData, keys: CovariateKeys, *, layer: str | None = None) -> Registry:
+    """Record which parts of an AnnData a model shall use whose parts have covariates of their own.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes; it is only read.
+    keys
+        Which columns of ``adata.obs`` serve what.
+    layer
+        Layer with the raw counts; ``None`` for ``adata.X``.
+
+    Returns
+    -------
+    Registry
+        What was chosen, with the categories found.
 
     Raises
     ------
+    UnknownNameError
+        If a layer or a column does not exist.
     DataError
-        If it is something else, if there are none, or if names of genes are repeated.
+        If the AnnData is empty, names genes twice, or a column cannot be used as what it was given for.
     """
-    if not isinstance(adata, AnnData):
-        message = f"An AnnData is expected here; got {type(adata).__module__}.{type(adata).__name__}."
-        raise DataError(message)
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        message = f"The AnnData is empty: {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed."
-        raise DataError(message)
-    repeated = adata.var_names[adata.var_names.duplicated()].unique()
-    if len(repeated):
-        message = (
-            f"{len(repeated):,} names occur more than once in adata.var_names: {shorten(list(repeated))}; genes are "
-            "matched by name, so names must be distinct. Call `adata.var_names_make_unique()` first."
-        )
-        raise DataError(message)
+    checked(adata)
+    location = _location(layer)
+    matrix_at(adata, location)
+    columns, purposes = read_columns(adata, keys)
+    return Registry(
+        method="setup_anndata",
+        setup_args={"layer": layer, **keys.to_json()},
+        modalities=(Modality(RNA, location, tuple(map(str, adata.var_names)), None, feature_type_of(adata, RNA)),),
+        columns=columns,
+        continuous_keys=tuple(keys.nn_continuous_covariate_keys or ()),
+        purposes=purposes,
+    )
+
+
+def setup_mudata(
+    mdata: MuData,
+    keys: CovariateKeys,
+    *,
+    modalities: Sequence[str] | Mapping[str, str] | None = None,
+    layer: str | Mapping[str, str | None] | None = None,
+) -> Registry:
+    """Record which parts of a MuData a model shall use whose parts have covariates of their own.
+
+    Modalities need not have the same cells: one that lacks a cell was not measured in it.
+
+    Parameters
+    ----------
+    mdata
+        Modalities that share cells; it is only read.
+    keys
+        Which columns of ``obs`` serve what; they are looked for in ``mdata.obs`` first, then in the modalities'.
+        Without feature scaling keys, the conditioning keys scale features too.
+    modalities
+        Modalities to use; a dictionary gives them other names, ``{name: modality}``; ``None`` for all.
+    layer
+        Layer with the raw counts in every modality, or ``{name: layer}``; ``None``, or a name left out, for ``X``.
+
+    Returns
+    -------
+    Registry
+        What was chosen, with the categories found.
+
+    Raises
+    ------
+    UnknownNameError
+        If a modality, a layer or a column does not exist.
+    DataError
+        If a modality is empty or names features twice, if a column cannot be used as what it was given for, or if
+        modalities disagree about it.
+    OptionError
+        If modalities are repeated or none.
+    """
+    mdata = as_mudata(mdata)
+    chosen = _modalities(mdata, modalities)
+    layers = _layers(layer, chosen)
+    found = tuple(_modality(mdata, name, part, layers[name]) for name, part in chosen.items())
+    columns, purposes = read_columns(mdata, keys, scale_by_conditioning=True)
+    return Registry(
+        method="setup_mudata",
+        setup_args={"modalities": chosen, "layer": layers, **keys.to_json()},
+        modalities=found,
+        columns=columns,
+        continuous_keys=tuple(keys.nn_continuous_covariate_keys or ()),
+        purposes=purposes,
+    )
 
 
 class SetupRecords:
@@ -151,11 +228,53 @@ def recall(model_class: type, adata: object) -> Registry | None:
     return _records.recall(model_class, adata)
 
 
-def _as_keys(keys: Sequence[str] | None, argument: str) -> list[str]:
-    if isinstance(keys, str):
-        message = f"{argument} must be a list of column names; got the string {keys!r}. Write [{keys!r}]."
+def _location(layer: str | None) -> str:
+    return "X" if layer is None else f"layers/{layer}"
+
+
+def _modalities(mdata: MuData, asked: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
+    """From names to modalities of the MuData."""
+    if isinstance(asked, Mapping):
+        chosen = {str(name): str(part) for name, part in asked.items()}
+    else:
+        parts = list(mdata.mod) if asked is None else as_keys(asked, "modalities")
+        chosen = {part: part for part in parts}
+        if len(chosen) < len(parts):
+            message = f"modalities names some more than once: {shorten(parts)}; name each once."
+            raise OptionError(message)
+    if not chosen:
+        message = f"modalities is empty; name at least one of {shorten(list(mdata.mod))}."
         raise OptionError(message)
-    return [] if keys is None else list(keys)
+    for part in chosen.values():
+        if part not in mdata.mod:
+            known = list(mdata.mod)
+            message = f"modalities: the MuData has no modality {part!r}; it has {shorten(known)}."
+            raise UnknownNameError(message + did_you_mean(part, known))
+    if len(set(chosen.values())) < len(chosen):
+        message = f"modalities gives one modality two names: {chosen}; each modality can be used once."
+        raise OptionError(message)
+    return chosen
+
+
+def _layers(layer: str | Mapping[str, str | None] | None, chosen: Mapping[str, str]) -> dict[str, str | None]:
+    if not isinstance(layer, Mapping):
+        return dict.fromkeys(chosen, layer)
+    for name in layer:
+        if name not in chosen:
+            known = list(chosen)
+            message = (
+                f"layer: there is no modality {name!r}; the model has {shorten(known)}.{did_you_mean(name, known)}"
+            )
+            raise UnknownNameError(message)
+    return {name: layer.get(name) for name in chosen}
+
+
+def _modality(mdata: MuData, name: str, part: str, layer: str | None) -> Modality:
+    owner, location = part_text(part), _location(layer)
+    adata = checked(mdata.mod[part], owner)
+    rows_of(mdata, part)
+    matrix_at(adata, location, owner)
+    return Modality(name, location, tuple(map(str, adata.var_names)), part, feature_type_of(adata, name))
 
 
 def _check_distinct(batch_key: str | None, categorical: list[str], continuous: list[str]) -> None:
@@ -169,9 +288,3 @@ def _check_distinct(batch_key: str | None, categorical: list[str], continuous: l
             "already. Remove it from the covariates."
         )
         raise DataError(message)
-
-
-def _column(adata: AnnData, role: str, key: str | None, argument: str) -> Column:
-    if key is None:
-        return Column(role, None, (0,))
-    return Column(role, key, categories_of(obs_column(adata, key, argument), key))

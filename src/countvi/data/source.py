@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import h5py
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
+import torch
 from anndata.abc import CSCDataset, CSRDataset
 
 from countvi.batch import CountBlock
@@ -40,6 +42,11 @@ class CountSource(ABC):
     @abstractmethod
     def n_features(self) -> int:
         """Number of columns."""
+
+    @property
+    @abstractmethod
+    def in_memory(self) -> bool:
+        """Whether reading a row needs no file."""
 
     @abstractmethod
     def take(self, rows: NDArray[np.integer]) -> CountBlock:
@@ -113,6 +120,11 @@ class InMemorySource(CountSource):
     def n_features(self) -> int:
         """Number of columns."""
         return self._matrix.shape[1] if self._map is None else self._map.n_features
+
+    @property
+    def in_memory(self) -> bool:
+        """Yes."""
+        return True
 
     def take(self, rows: NDArray[np.integer]) -> CountBlock:
         """Read some rows; see :meth:`CountSource.take`."""
@@ -211,6 +223,11 @@ class BackedSource(CountSource):
         """Number of columns."""
         return self._reader.shape[1] if self._map is None else self._map.n_features
 
+    @property
+    def in_memory(self) -> bool:
+        """No."""
+        return False
+
     def take(self, rows: NDArray[np.integer]) -> CountBlock:
         """Read some rows; see :meth:`CountSource.take`."""
         rows = _check_rows(rows, self.n_cells)
@@ -223,7 +240,47 @@ class BackedSource(CountSource):
         return to_block(gather(read.values, read.columns, starts[order], lengths[order]), self._map, self.n_features)
 
 
-def open_source(adata: AnnData, location: str, columns: ColumnMap | None = None) -> CountSource:
+class UnpairedSource(CountSource):
+    """A matrix that has rows for some of the cells only; the rows of the others are empty.
+
+    Parameters
+    ----------
+    source
+        The matrix.
+    rows
+        Its row for each cell, -1 where the cell has none; shape ``(cells,)``.
+    """
+
+    def __init__(self, source: CountSource, rows: NDArray[np.int64]) -> None:
+        self._source = source
+        self._rows = rows
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells, those without a row included."""
+        return len(self._rows)
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns."""
+        return self._source.n_features
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the matrix is."""
+        return self._source.in_memory
+
+    def take(self, rows: NDArray[np.integer]) -> CountBlock:
+        """Read some rows; see :meth:`CountSource.take`."""
+        at = self._rows[_check_rows(rows, self.n_cells)]
+        block = self._source.take(at[at >= 0])
+        lengths = torch.zeros(len(at), dtype=torch.int64)
+        lengths[torch.from_numpy(at >= 0)] = block.offsets.diff()
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        return CountBlock(block.values, block.columns, offsets, block.n_features)
+
+
+def open_source(adata: AnnData, location: str, columns: ColumnMap | None = None, owner: str = "adata") -> CountSource:
     """Open the count matrix at a location of an AnnData, without reading it where it lies in a file.
 
     Parameters
@@ -231,31 +288,35 @@ def open_source(adata: AnnData, location: str, columns: ColumnMap | None = None)
     adata
         In memory or backed, a view or not.
     location
-        ``"X"`` or ``"layers/<key>"``.
+        ``"X"``, ``"layers/<key>"`` or ``"obsm/<key>"``.
     columns
         Align its columns to a model's; ``None`` where they are the model's.
+    owner
+        How a user spells the AnnData, for messages.
 
     Raises
     ------
     UnknownNameError
-        If there is no such layer.
+        If there is no such layer or entry of ``obsm``.
     DataError
         If there is no matrix at the location, or one that cannot be read by row.
     """
     if location == "X" and adata.is_view and adata.isbacked:
         return _open_backed_view(adata, columns)
-    matrix = matrix_at(adata, location)
-    where = location_text(location)
+    matrix = matrix_at(adata, location, owner)
+    where = location_text(location, owner)
     if isinstance(matrix, CSCDataset):
         message = (
             f"{where} is a backed matrix in CSC format, which cannot be read by cell. Store it as CSR, "
-            f"`adata = adata.to_memory(); {where} = {where}.tocsr(); adata.write_h5ad(...)`, or work in memory."
+            f"`{owner} = {owner}.to_memory(); {where} = {where}.tocsr(); {owner}.write_h5ad(...)`, or work in memory."
         )
         raise DataError(message)
     if isinstance(matrix, CSRDataset):
         return BackedSource(SparseReader(matrix), columns)
     if isinstance(matrix, h5py.Dataset):
         return BackedSource(DenseReader(matrix), columns)
+    if isinstance(matrix, pd.DataFrame):
+        matrix = matrix.to_numpy()
     if sp.issparse(matrix) or isinstance(matrix, np.ndarray):
         return InMemorySource(matrix, columns)
     message = (
@@ -265,25 +326,30 @@ def open_source(adata: AnnData, location: str, columns: ColumnMap | None = None)
     raise DataError(message)
 
 
-def location_text(location: str) -> str:
+def location_text(location: str, owner: str = "adata") -> str:
     """Spell a location the way a user would: ``adata.X``, ``adata.layers['counts']``."""
-    return "adata.X" if location == "X" else f"adata.layers[{location.removeprefix('layers/')!r}]"
+    if location == "X":
+        return f"{owner}.X"
+    store, _, key = location.partition("/")
+    return f"{owner}.{store}[{key!r}]"
 
 
-def matrix_at(adata: AnnData, location: str) -> Any:
+def matrix_at(adata: AnnData, location: str, owner: str = "adata") -> Any:
     """Return the matrix at a location as AnnData gives it; errors as in :func:`open_source`."""
     if location == "X":
         if adata.X is None:
-            message = "adata.X is empty (None); pass `layer=` to say where the counts are."
+            message = f"{owner}.X is empty (None); pass `layer=` to say where the counts are."
             raise DataError(message)
         return adata.X
-    key = location.removeprefix("layers/")
-    if key not in adata.layers:
-        known = list(adata.layers)
-        has = f"it has {shorten(known)}" if known else "it has no layers"
-        message = f"adata.layers has no {key!r}; {has}.{did_you_mean(key, known)} layer=None stands for adata.X."
+    store, _, key = location.partition("/")
+    entries = getattr(adata, store)
+    if key not in entries:
+        known = list(entries)
+        has = f"it has {shorten(known)}" if known else f"it has no {'layers' if store == 'layers' else 'entries'}"
+        advice = f" layer=None stands for {owner}.X." if store == "layers" else ""
+        message = f"{owner}.{store} has no {key!r}; {has}.{did_you_mean(key, known)}{advice}"
         raise UnknownNameError(message)
-    return adata.layers[key]
+    return entries[key]
 
 
 def _open_backed_view(adata: AnnData, columns: ColumnMap | None) -> CountSource:

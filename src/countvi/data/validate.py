@@ -12,14 +12,15 @@ import numpy as np
 import scipy.sparse as sp
 from anndata.abc import CSCDataset, CSRDataset
 
+from countvi.data.container import part_of, part_text
 from countvi.data.source import location_text
 from countvi.errors import DataError, DataWarning
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from countvi.batch import CountBlock
+    from countvi.data.container import Container
     from countvi.data.registry import Modality
     from countvi.data.source import CountSource
 
@@ -53,6 +54,8 @@ class CountSummary:
         Sum of each column, shape ``(n_features,)``, float64.
     first_negative, first_nonfinite
         Row and column of the first such entry, or ``None``.
+    present
+        Which cells were measured, shape ``(n_cells,)``; ``None`` for all.
     """
 
     n_cells: int
@@ -66,11 +69,17 @@ class CountSummary:
     feature_totals: NDArray[np.float64]
     first_negative: tuple[int, int] | None = None
     first_nonfinite: tuple[int, int] | None = None
+    present: NDArray[np.bool_] | None = None
+
+    @cached_property
+    def n_measured(self) -> int:
+        """Number of cells that were measured."""
+        return self.n_cells if self.present is None else int(self.present.sum())
 
     @cached_property
     def n_empty_cells(self) -> int:
-        """Number of cells whose counts sum to 0."""
-        return int((self.cell_totals == 0).sum())
+        """Number of cells that were measured and whose counts sum to 0."""
+        return int((self.cell_totals == 0).sum()) - (self.n_cells - self.n_measured)
 
     @cached_property
     def n_empty_features(self) -> int:
@@ -83,7 +92,7 @@ class CountSummary:
         return self.n_fractional > self.n_stored / 2 and self.n_negative == 0 and self.maximum < _LOG_MAXIMUM
 
 
-def summarize(source: CountSource, size: int = 1024) -> CountSummary:
+def summarize(source: CountSource, size: int = 1024, present: NDArray[np.bool_] | None = None) -> CountSummary:
     """Read all rows of a matrix once.
 
     Parameters
@@ -92,6 +101,8 @@ def summarize(source: CountSource, size: int = 1024) -> CountSummary:
         The matrix.
     size
         Number of rows in memory at a time.
+    present
+        Which cells were measured, shape ``(n_cells,)``; ``None`` for all. The rows of the others are empty.
     """
     cell_totals: list[NDArray[Any]] = []
     maximum = -np.inf
@@ -125,12 +136,13 @@ def summarize(source: CountSource, size: int = 1024) -> CountSummary:
         feature_totals=feature_totals,
         first_negative=first["negative"],
         first_nonfinite=first["nonfinite"],
+        present=present,
     )
 
 
 def check_counts(
     summary: CountSummary,
-    adata: AnnData,
+    data: Container,
     modality: Modality,
     *,
     allow_negative: bool = False,
@@ -142,7 +154,7 @@ def check_counts(
     ----------
     summary
         What :func:`summarize` found.
-    adata
+    data
         Where the counts come from, for names and for other matrices that could have been meant.
     modality
         Which counts they are.
@@ -159,38 +171,39 @@ def check_counts(
     DataWarning
         If entries are not whole numbers, or if cells or features are all zero.
     """
-    where = location_text(modality.location)
+    where = location_text(modality.location, part_text(modality.part))
+    genes = f"{modality.noun}s"
     if summary.n_nonfinite:
         message = (
             f"{where} has {summary.n_nonfinite:,} NaN or infinite values, the first in "
-            f"{_place(summary.first_nonfinite, adata, modality)}; counts must be finite. If they stand for missing "
-            "measurements, remove these cells or genes; otherwise check how the matrix was made."
+            f"{_place(summary.first_nonfinite, data, modality)}; counts must be finite. If they stand for missing "
+            f"measurements, remove these cells or {genes}; otherwise check how the matrix was made."
         )
         raise DataError(message)
     if summary.n_negative and not allow_negative:
         message = (
             f"{where} has {summary.n_negative:,} negative values, the first in "
-            f"{_place(summary.first_negative, adata, modality)}; counts must not be negative (is it scaled data?). "
-            f"{_advice(adata, modality)}"
+            f"{_place(summary.first_negative, data, modality)}; counts must not be negative (is it scaled data?). "
+            f"{_advice(data, modality)}"
         )
         raise DataError(message)
     if summary.n_fractional and not allow_fractional:
         shape = "and looks log-transformed " if summary.looks_log_transformed else ""
         message = (
             f"{where} has {summary.n_fractional:,} values that are not whole numbers {shape}"
-            f"(max {summary.maximum:.1f}); raw counts are expected. {_advice(adata, modality)}"
+            f"(max {summary.maximum:.1f}); raw counts are expected. {_advice(data, modality)}"
         )
         warnings.warn(message, DataWarning, stacklevel=2)
     if summary.n_empty_cells and not summary.n_negative:
         message = (
-            f"{summary.n_empty_cells:,} of {summary.n_cells:,} cells have no counts in {where}: nothing can be learned "
-            f"from them. Remove them with {_filter(modality.location, 'cells')}."
+            f"{summary.n_empty_cells:,} of {summary.n_measured:,} cells have no counts in {where}: nothing can be "
+            f"learned from them. {_filter(modality, 'cells')}"
         )
         warnings.warn(message, DataWarning, stacklevel=2)
     if summary.n_empty_features and not summary.n_negative:
         message = (
-            f"{summary.n_empty_features:,} of {summary.n_features:,} genes have no counts in {where}: they cost time "
-            f"and tell nothing. Remove them with {_filter(modality.location, 'genes')}."
+            f"{summary.n_empty_features:,} of {summary.n_features:,} {genes} have no counts in {where}: they cost time "
+            f"and tell nothing. {_filter(modality, 'genes')}"
         )
         warnings.warn(message, DataWarning, stacklevel=2)
 
@@ -200,35 +213,47 @@ def _first(block: CountBlock, bad: NDArray[np.bool_], start: int) -> tuple[int, 
     return start + int(block.rows[entry]), int(block.columns[entry])
 
 
-def _place(place: tuple[int, int] | None, adata: AnnData, modality: Modality) -> str:
+def _place(place: tuple[int, int] | None, data: Container, modality: Modality) -> str:
     assert place is not None
     cell, feature = place
-    return f"cell {str(adata.obs_names[cell])!r}, gene {modality.feature_names[feature]!r}"
+    return f"cell {str(data.obs_names[cell])!r}, {modality.noun} {modality.feature_names[feature]!r}"
 
 
-def _filter(location: str, axis: str) -> str:
+def _filter(modality: Modality, axis: str) -> str:
+    owner, location = part_text(modality.part), modality.location
+    where = location_text(location, owner)
+    if modality.part is not None and axis == "cells":
+        return f"Leave cells that were not measured in this modality out of {owner}, and the model knows that."
+    if modality.part is not None or location.startswith("obsm/"):
+        return f"Leave them out of {where}."
     if location == "X":
-        return f"`sc.pp.filter_{axis}(adata, min_counts=1)`"
-    sums = location_text(location)
+        return f"Remove them with `sc.pp.filter_{axis}(adata, min_counts=1)`."
     if axis == "cells":
-        return f"`adata = adata[np.asarray({sums}.sum(axis=1)).ravel() > 0].copy()`"
-    return f"`adata = adata[:, np.asarray({sums}.sum(axis=0)).ravel() > 0].copy()`"
+        return f"Remove them with `adata = adata[np.asarray({where}.sum(axis=1)).ravel() > 0].copy()`."
+    return f"Remove them with `adata = adata[:, np.asarray({where}.sum(axis=0)).ravel() > 0].copy()`."
 
 
-def _advice(adata: AnnData, modality: Modality) -> str:
+def _advice(data: Container, modality: Modality) -> str:
     """Name the other matrices of the AnnData that look like raw counts, and how to choose them."""
+    adata, owner = part_of(data, modality), part_text(modality.part)
+    if adata is None or modality.location.startswith("obsm/"):
+        return "Raw counts must be given."
+
+    def choose(layer: str | None) -> str:
+        return f"pass layer={layer!r}" if modality.part is None else f"pass layer={{{modality.name!r}: {layer!r}}}"
+
     found = []
     if modality.location != "X" and _looks_raw(adata.X):
-        found.append("adata.X looks like raw integer counts: pass layer=None")
+        found.append(f"{owner}.X looks like raw integer counts: {choose(None)}")
     found += [
-        f"adata.layers[{key!r}] looks like raw integer counts: pass layer={key!r}"
+        f"{owner}.layers[{key!r}] looks like raw integer counts: {choose(key)}"
         for key in adata.layers
         if modality.location != f"layers/{key}" and _looks_raw(adata.layers[key])
     ]
     if adata.raw is not None and _looks_raw(adata.raw.X):
         found.append(
-            "adata.raw.X looks like raw integer counts: "
-            "`adata.layers['counts'] = adata.raw[:, adata.var_names].X`, then pass layer='counts'"
+            f"{owner}.raw.X looks like raw integer counts: "
+            f"`{owner}.layers['counts'] = {owner}.raw[:, {owner}.var_names].X`, then {choose('counts')}"
         )
     if not found:
         return "No other matrix of this AnnData looks like raw counts."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from countvi.estimators._trainable import Trainable
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 # Evidence by importance sampling holds many draws per cell, so it takes fewer cells at a time.
 _EVIDENCE_BATCH = 64
@@ -25,7 +26,7 @@ class CountEstimator(Trainable, ABC):
 
     def get_latent_representation(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         indices: Indices = None,
         *,
         give_mean: bool = True,
@@ -67,7 +68,7 @@ class CountEstimator(Trainable, ABC):
 
     def get_elbo(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         indices: Indices = None,
         *,
         batch_size: int | None = None,
@@ -92,7 +93,7 @@ class CountEstimator(Trainable, ABC):
 
     def get_reconstruction_error(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         indices: Indices = None,
         *,
         batch_size: int | None = None,
@@ -113,15 +114,21 @@ class CountEstimator(Trainable, ABC):
         Returns
         -------
         dict
-            ``{"reconstruction_loss": ...}``; a model of several modalities has one entry for each.
+            ``{"reconstruction_loss": ...}``; a model of several modalities has one entry for each, NaN in cells that a
+            modality was not measured in, which do not count in its mean.
         """
-        errors = query.reconstruction(self.module, self._cells(adata, indices, batch_size), seed=seed)
-        named = {"reconstruction_loss" if len(errors) == 1 else name: value for name, value in errors.items()}
-        return {name: _mean(value) for name, value in named.items()} if return_mean else named
+        cells = self._cells(adata, indices, batch_size)
+        errors, measured = query.reconstruction(self.module, cells, seed=seed), self._measured(cells)
+        found: dict[str, Any] = {}
+        for modality, values in errors.items():
+            name = "reconstruction_loss" if len(errors) == 1 else modality
+            present = measured.get(modality, np.ones(len(values), dtype=bool))
+            found[name] = _mean(values[present]) if return_mean else np.where(present, values, np.nan)
+        return found
 
     def get_marginal_ll(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | MuData | None = None,
         indices: Indices = None,
         *,
         n_mc_samples: int = 1_000,

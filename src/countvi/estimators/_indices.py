@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from countvi.data import Registry
+from countvi.data import BATCH_COLUMN, Registry
 from countvi.errors import MismatchError, OptionError, UnknownNameError, did_you_mean, shorten
+from countvi.query import Counterfactual
 
 Indices = Sequence[int] | Sequence[bool] | np.ndarray | pd.Series | slice | None
 """Rows: numbers, a mask, a slice, or ``None`` for all."""
@@ -86,24 +87,41 @@ def resolve_genes(gene_list: Sequence[str] | np.ndarray | None, names: Sequence[
     return columns.astype(np.int64)
 
 
-def resolve_batches(transform_batch: Any, registry: Registry) -> list[tuple[int, int] | None]:
-    """Return counterfactuals as (column, code) pairs; ``[None]`` leaves every cell in its own batch.
+def resolve_batches(transform_batch: Any, registry: Registry) -> list[Counterfactual]:
+    """Return counterfactuals; ``[None]`` leaves every cell in its own batch.
 
     Parameters
     ----------
     transform_batch
-        ``None``, a category of the batch, or a list of categories to average over.
+        ``None``; a category of the batch; categories of other covariates by column of ``obs``, ``{"site": "s1"}``; or a
+        list of these to average over.
 
     Raises
     ------
     UnknownNameError
-        If a category does not exist, with those that do.
+        If a category or a covariate does not exist, with those that do.
+    OptionError
+        If a list or a dictionary is empty.
     """
     if transform_batch is None:
         return [None]
     many = isinstance(transform_batch, (list, tuple, np.ndarray, pd.Index, pd.Series))
     batches = list(transform_batch) if many else [transform_batch]
-    if not batches:
-        message = "transform_batch is an empty list; name at least one batch, or pass None for each cell's own."
+    if not batches or {} in batches:
+        what = "an empty list" if not batches else "an empty dictionary"
+        message = f"transform_batch is {what}; name at least one batch, or pass None for each cell's own."
         raise OptionError(message)
-    return [None if batch is None else (0, registry.code_of(0, batch)) for batch in batches]
+    return [_counterfactual(batch, registry) for batch in batches]
+
+
+def _counterfactual(batch: Any, registry: Registry) -> Counterfactual:
+    if batch is None:
+        return None
+    if not isinstance(batch, Mapping):
+        return (BATCH_COLUMN, registry.code_of(BATCH_COLUMN, batch))
+    columns = {column.key: i for i, column in enumerate(registry.columns) if column.key is not None}
+    unknown = [key for key in batch if key not in columns]
+    if unknown:
+        message = f"transform_batch: {shorten(unknown)} is no covariate of the model; it has {shorten(list(columns))}."
+        raise UnknownNameError(message + did_you_mean(unknown[0], columns))
+    return {columns[key]: registry.code_of(columns[key], value) for key, value in batch.items()}

@@ -21,8 +21,7 @@ from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
 from countvi.train import Row
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
+    from countvi.data.container import Container
     from countvi.estimators._trainable import Trainable
 
     E = TypeVar("E", bound=Trainable)
@@ -60,17 +59,30 @@ def save(model: Trainable, path: str | Path, *, overwrite: bool, save_anndata: b
     files.write_model(path, manifest, tensors, overwrite=overwrite, write_data=write_data)
 
 
-def _write_data(adata: AnnData, path: Path) -> None:
+def _write_data(data: Container, folder: Path) -> None:
     import h5py
     from anndata.io import write_elem
 
+    if data_layer.is_mudata(data):
+        data_layer.write_h5mu(data, folder / files.MUDATA_FILE)
+        return
     # Not write_h5ad, which would turn the user's text columns into categories, and close the file behind a backed
     # AnnData while the model reads from it.
-    with h5py.File(path, "w") as file:
-        write_elem(file, "/", adata)
+    with h5py.File(folder / files.DATA_FILE, "w") as file:
+        write_elem(file, "/", data)
 
 
-def load(model_class: type[E], path: str | Path, adata: AnnData | Literal[False] | None, device: str) -> E:
+def _read_data(folder: Path) -> Container | None:
+    """The data saved with a model, if any."""
+    if (folder / files.DATA_FILE).exists():
+        import anndata
+
+        return anndata.read_h5ad(folder / files.DATA_FILE)
+    saved = folder / files.MUDATA_FILE
+    return data_layer.read_h5mu(saved) if saved.exists() else None
+
+
+def load(model_class: type[E], path: str | Path, adata: Container | Literal[False] | None, device: str) -> E:
     """Read a model folder."""
     manifest, tensors = files.read_model(path)
     if manifest.model_class != model_class.__name__:
@@ -79,11 +91,8 @@ def load(model_class: type[E], path: str | Path, adata: AnnData | Literal[False]
             f"countvi.{manifest.model_class}.load(...)."
         )
         raise FileFormatError(message)
-    saved = Path(path) / files.DATA_FILE
-    if adata is None and saved.exists():
-        import anndata
-
-        adata = anndata.read_h5ad(saved)
+    if adata is None:
+        adata = _read_data(Path(path))
     registry = data_layer.Registry.from_json(manifest.registry)
     model = model_class._restore(None if adata is False else adata, registry, manifest.init_args, manifest.seed or 0)
     load_weights(model.module, {name: t for name, t in tensors.items() if not name.startswith(_SPLIT)}, path)

@@ -6,17 +6,15 @@ from abc import ABC
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
-
 from countvi import query, seeding
 from countvi.batch import RNA
-from countvi.errors import OptionError
-from countvi.estimators import _training
+from countvi.estimators import _modality, _training
 from countvi.estimators._base import CountEstimator
-from countvi.estimators._indices import Indices, resolve_batches, resolve_genes
+from countvi.estimators._indices import Indices
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
     from anndata import AnnData
     from scipy.sparse import csr_array
 
@@ -48,8 +46,8 @@ class RNAEstimator(CountEstimator, ABC):
         adata, indices, batch_size
             Which cells; see :meth:`get_latent_representation`.
         transform_batch
-            Decode every cell as if it came from this batch; a list averages over batches; ``None`` leaves each in its
-            own, so the result then still carries batch effects.
+            Decode every cell as if it came from this batch, or had these covariates (``{"donor": "d1"}``); a list
+            averages over batches; ``None`` leaves each in its own, so the result then still carries batch effects.
         gene_list
             Genes to return, in this order.
         library_size
@@ -76,36 +74,22 @@ class RNAEstimator(CountEstimator, ABC):
             ``(cells, genes)``; ``(n_samples, cells, genes)`` with ``return_mean=False`` and several samples;
             ``(n_samples_overall, genes)`` with that argument.
         """
-        cells = self._cells(adata, indices, batch_size)
-        names = np.asarray(self.registry.modality(RNA).feature_names, dtype=object)
-        genes = resolve_genes(gene_list, names)
-        _training.check_size("n_samples", n_samples)
-        common: dict[str, Any] = {
-            "modality": RNA,
-            "genes": genes,
-            "counterfactuals": resolve_batches(transform_batch, self.registry),
-            "library_size": _library_scale(library_size),
-            "seed": seed,
-        }
-        if n_samples_overall is not None:
-            _training.check_size("n_samples_overall", n_samples_overall)
-            values = query.sampled_expression(
-                self.module, cells, n_samples_overall=n_samples_overall, out=out, **common
-            )
-        else:
-            values = query.normalized_expression(
-                self.module,
-                cells,
-                n_samples=n_samples,
-                return_mean=return_mean,
-                use_z_mean=use_z_mean,
-                out=out,
-                **common,
-            )
-        if return_numpy or out is not None or values.ndim == 3:
-            return values
-        index = None if n_samples_overall is not None else self._obs_names(adata)[cells.rows]
-        return pd.DataFrame(values, index=index, columns=names if genes is None else names[genes])
+        return _modality.expression(
+            self,
+            RNA,
+            self._cells(adata, indices, batch_size),
+            self._obs_names(adata),
+            transform_batch=transform_batch,
+            features=gene_list,
+            library_size=library_size,
+            n_samples=n_samples,
+            n_samples_overall=n_samples_overall,
+            return_mean=return_mean,
+            return_numpy=return_numpy,
+            use_z_mean=use_z_mean,
+            out=out,
+            seed=seed,
+        )
 
     def get_likelihood_parameters(
         self,
@@ -173,24 +157,15 @@ class RNAEstimator(CountEstimator, ABC):
             Shape ``(cells, genes)``; a list of ``n_samples`` of them for several samples. Dense for a normal
             likelihood.
         """
-        _training.check_size("n_samples", n_samples)
-        counterfactuals = resolve_batches(transform_batch, self.registry)
-        if len(counterfactuals) > 1:
-            message = (
-                "Counts are drawn in one batch at a time: the mean of draws from several batches is not a draw. "
-                "Pass one."
-            )
-            raise OptionError(message)
-        samples = query.posterior_predictive(
-            self.module,
+        return _modality.predictive(
+            self,
+            RNA,
             self._cells(adata, indices, batch_size),
-            modality=RNA,
-            genes=resolve_genes(gene_list, self.registry.modality(RNA).feature_names),
-            counterfactual=counterfactuals[0],
+            transform_batch=transform_batch,
             n_samples=n_samples,
+            features=gene_list,
             seed=seed,
         )
-        return samples[0] if n_samples == 1 else samples
 
     def get_feature_correlation_matrix(
         self,
@@ -229,40 +204,14 @@ class RNAEstimator(CountEstimator, ABC):
         DataFrame
             Genes x genes.
         """
-        _training.check_size("n_samples", n_samples)
-        names = np.asarray(self.registry.modality(RNA).feature_names, dtype=object)
-        genes = resolve_genes(gene_list, names)
-        if genes is not None and not len(genes):
-            message = "gene_list is empty; correlations need at least one gene."
-            raise OptionError(message)
-        rna_size_factor = _positive("rna_size_factor", rna_size_factor)
-        cells = self._cells(adata, indices, batch_size)
-        if not len(cells):
-            message = "Correlations between genes need at least one cell; indices selects none."
-            raise OptionError(message)
-        matrix = query.feature_correlation(
-            self.module,
-            cells,
-            genes=genes,
-            rna_size_factor=rna_size_factor,
-            counterfactuals=resolve_batches(transform_batch, self.registry),
+        return _modality.correlation(
+            self,
+            RNA,
+            self._cells(adata, indices, batch_size),
             n_samples=n_samples,
-            correlation=correlation_type,
+            size_factor=rna_size_factor,
+            transform_batch=transform_batch,
+            correlation_type=correlation_type,
+            features=gene_list,
             seed=seed,
         )
-        names = names if genes is None else names[genes]
-        return pd.DataFrame(matrix, index=names, columns=names)
-
-
-def _library_scale(library_size: Any) -> float | None:
-    if isinstance(library_size, str) and library_size == "latent":
-        return None
-    return _positive("library_size", library_size, "a positive number or 'latent'")
-
-
-def _positive(name: str, value: Any, words: str = "a positive number") -> float:
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not np.isfinite(value) or value <= 0:
-        message = f"{name} must be {words}; got {value!r}."
-        raise OptionError(message)
-    return float(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from anndata import AnnData
+    from mudata import MuData
+
+    from countvi.data.container import Container
 
 _QUERY_BATCH = 512
 
@@ -43,8 +46,10 @@ class Trainable(ABC):
         Whether ``train`` has run.
     """
 
+    _set_up_by: ClassVar[str] = "setup_anndata"
+
     def __init__(
-        self, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
+        self, adata: Container | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
     ) -> None:
         self.registry = registry
         self.adata = adata
@@ -80,16 +85,36 @@ class Trainable(ABC):
         """Raise or warn where the counts do not suit the model."""
 
     @classmethod
-    def _registry_of(cls, adata: AnnData) -> data_layer.Registry:
+    def _registry_of(cls, adata: Container) -> data_layer.Registry:
         registry = data_layer.recall(cls, adata)
         if registry is None:
             message = (
-                f"This AnnData ({adata.n_obs:,} cells x {adata.n_vars:,} genes) is not set up for {cls.__name__}. Call "
-                f"{cls.__name__}.setup_anndata(adata, ...) on this object first; a copy or subset needs a call of "
-                "its own."
+                f"This {type(adata).__name__} ({adata.n_obs:,} cells x {adata.n_vars:,} genes) is not set up for "
+                f"{cls.__name__}. Call {cls.__name__}.{cls._set_up_by}(...) on this object first; a copy or subset "
+                "needs a call of its own."
             )
             raise NotSetUpError(message)
         return registry
+
+    def get_confounding(self) -> pd.DataFrame:
+        """Compare every categorical covariate of the model's cells with every other and with the labels.
+
+        What one covariate determines of another cannot be told apart by any model. Look at the rows with a
+        ``meaning``, before training.
+
+        Returns
+        -------
+        DataFrame
+            A row for each ordered pair; for the columns see :func:`countvi.data.confounding_table`.
+
+        Raises
+        ------
+        UnknownNameError
+            If the data of the model are not those it was set up with, and lack the labels.
+        """
+        self._need_data()
+        assert self.adata is not None
+        return data_layer.confounding_table(data_layer.covariate_codes(self.adata, self.registry), self.registry)
 
     # ---------------------------------------------------------------- training
 
@@ -271,7 +296,9 @@ class Trainable(ABC):
         _persistence.save(self, dir_path, overwrite=overwrite, save_anndata=save_anndata)
 
     @classmethod
-    def load(cls, dir_path: str | Path, adata: AnnData | Literal[False] | None = None, *, device: str = "cpu") -> Self:
+    def load(
+        cls, dir_path: str | Path, adata: AnnData | MuData | Literal[False] | None = None, *, device: str = "cpu"
+    ) -> Self:
         """Read a model that :meth:`save` wrote. Opening a folder runs no code from it.
 
         Parameters
@@ -296,13 +323,13 @@ class Trainable(ABC):
     @classmethod
     @abstractmethod
     def _restore(
-        cls, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
+        cls, adata: Container | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
     ) -> Self:
         """Make an estimator from what a manifest holds."""
 
     # ---------------------------------------------------------------- helpers
 
-    def _cells(self, adata: AnnData | None, indices: Indices, batch_size: int | None) -> query.Cells:
+    def _cells(self, adata: Container | None, indices: Indices, batch_size: int | None) -> query.Cells:
         if not self.is_trained:
             message = f"This {type(self).__name__} is not trained yet. Call model.train() first."
             raise NotTrainedError(message)
@@ -312,12 +339,18 @@ class Trainable(ABC):
         source = dataset if dataset is self._data else CheckedCells(dataset, self._takes_negative)
         return query.Cells(source, resolve_rows(indices, dataset.obs_names), chunk, self.device)
 
-    def _dataset(self, adata: AnnData | None) -> data_layer.Dataset:
+    def _measured(self, cells: query.Cells) -> dict[str, np.ndarray]:
+        """Which of the cells a modality was measured in, by modality; those measured in all cells are left out."""
+        source = cells.source.data if isinstance(cells.source, CheckedCells) else cells.source
+        assert isinstance(source, data_layer.Dataset)
+        return {name: present.numpy()[cells.rows] for name, present in source.present.items()}
+
+    def _dataset(self, adata: Container | None) -> data_layer.Dataset:
         if adata is None or adata is self.adata:
             return self._need_data()
         return data_layer.bind(adata, self.registry, self._unread_roles)
 
-    def _obs_names(self, adata: AnnData | None) -> pd.Index:
+    def _obs_names(self, adata: Container | None) -> pd.Index:
         return self._need_data().obs_names if adata is None else adata.obs_names
 
     def _need_data(self) -> data_layer.Dataset:
@@ -342,12 +375,23 @@ class Trainable(ABC):
 
     def __repr__(self) -> str:
         state = f"trained, {len(self._rows)} epochs" if self.is_trained else "not trained"
-        columns = [column for column in self.registry.columns if column.key is not None]
+        purposes = self.registry.purposes
+        covariates = []
+        for i, column in enumerate(self.registry.columns):
+            if column.key is not None:
+                serves = ", ".join(purposes.of(i)) if purposes is not None else ""
+                covariates.append(
+                    f"  {serves or column.role}: obs[{column.key!r}], {len(column.categories)} categories"
+                )
         return "\n".join(
             [
                 f"{type(self).__name__} ({state})",
-                *(f"  data: {len(m.feature_names):,} features in {m.location}" for m in self.registry.modalities),
-                *(f"  {c.role}: obs[{c.key!r}], {len(c.categories)} categories" for c in columns),
+                *(f"  data: {m.n_features:,} features in {_where(m)}" for m in self.registry.modalities),
+                *covariates,
                 "  options: " + ", ".join(f"{name}={value!r}" for name, value in self._init_args.items()),
             ]
         )
+
+
+def _where(modality: data_layer.Modality) -> str:
+    return modality.location if modality.part is None else f"{modality.part}: {modality.location}"

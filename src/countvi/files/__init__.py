@@ -1,6 +1,6 @@
 """Saved models: the countvi model folder, and scvi-tools archives read without running their pickles."""
 
-from countvi.files.folder import DATA_FILE, MANIFEST_FILE, TENSORS_FILE, read_model, write_model
+from countvi.files.folder import DATA_FILE, MANIFEST_FILE, MUDATA_FILE, TENSORS_FILE, read_model, write_model
 from countvi.files.manifest import FORMAT_VERSION, MIGRATIONS, Manifest
 from countvi.files.scvi_archive import ScviArchive, read_scvi_archive
 
@@ -9,6 +9,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_FILE",
     "MIGRATIONS",
+    "MUDATA_FILE",
     "TENSORS_FILE",
     "Manifest",
     "ScviArchive",

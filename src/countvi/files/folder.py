@@ -27,7 +27,8 @@ from countvi.files.manifest import FORMAT_VERSION, Manifest, is_manifest
 TENSORS_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.json"
 DATA_FILE = "adata.h5ad"
-_OURS = {TENSORS_FILE, MANIFEST_FILE, DATA_FILE}
+MUDATA_FILE = "mdata.h5mu"
+_OURS = {TENSORS_FILE, MANIFEST_FILE, DATA_FILE, MUDATA_FILE}
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers leave these wherever a user looks
 
 
@@ -52,7 +53,8 @@ def write_model(
     overwrite
         Whether an existing countvi model may be replaced. Anything else that exists is never replaced.
     write_data
-        Writes the data to the path it is given, to be kept with the model.
+        Writes the data into the folder it is given, as :data:`DATA_FILE` or :data:`MUDATA_FILE`, to be kept with the
+        model.
 
     Raises
     ------
@@ -84,7 +86,7 @@ def write_model(
         _write_file(staging / TENSORS_FILE, payload)
         _write_file(staging / MANIFEST_FILE, text.encode("ascii"))
         if write_data is not None:
-            write_data(staging / DATA_FILE)
+            write_data(staging)
         _sync_folder(staging)
         _swap(staging, target, previous)
     except BaseException:

@@ -4,7 +4,9 @@ Each keeps the decoder's unnormalised output, and makes cells x genes tensors on
 or ``sample``; ``log_prob`` takes sparse counts straight to :mod:`countvi.ops`.
 """
 
+from countvi.likelihoods.ambient_rate import AmbientRate
 from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.gamma_poisson import GammaPoisson
 from countvi.likelihoods.negative_binomial import NegativeBinomial
 from countvi.likelihoods.normal import Normal
 from countvi.likelihoods.poisson import Poisson
@@ -12,7 +14,9 @@ from countvi.likelihoods.rate import Rate
 from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 
 __all__ = [
+    "AmbientRate",
     "CountLikelihood",
+    "GammaPoisson",
     "NegativeBinomial",
     "Normal",
     "Poisson",

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 
 from countvi.batch import CountBlock
 from countvi.errors import MismatchError, OptionError
+from countvi.likelihoods.ambient_rate import AmbientRate
 from countvi.likelihoods.rate import Rate
 from countvi.typing import Cells, CellsGenes
 
@@ -29,7 +30,7 @@ class CountLikelihood(Distribution, ABC):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
-    def __init__(self, rate: Rate) -> None:
+    def __init__(self, rate: Rate | AmbientRate) -> None:
         self.rate = rate
         super().__init__(rate.batch_shape, torch.Size([rate.n_genes]), validate_args=False)
 

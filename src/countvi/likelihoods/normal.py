@@ -25,6 +25,8 @@ class Normal(CountLikelihood):
         Logarithm of sigma, shape ``(genes,)``, ``(cells, genes)`` or ``(*samples, cells, genes)``.
     """
 
+    rate: Rate
+
     def __init__(self, rate: Rate, log_scale: Tensor) -> None:
         super().__init__(rate)
         self.log_scale = log_scale

@@ -9,11 +9,14 @@ import torch
 from countvi import ops
 from countvi.batch import CountBlock
 from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.rate import Rate
 from countvi.typing import Cells, CellsGenes
 
 
 class Poisson(CountLikelihood):
     """Counts whose mean and variance are mu."""
+
+    rate: Rate
 
     def _log_prob(self, counts: CountBlock) -> Cells:
         return ops.poisson(self.rate.logits, self.rate.log_library, counts, self.rate.link)

@@ -28,6 +28,8 @@ class ZeroInflatedNegativeBinomial(CountLikelihood):
         Log-odds of the dropout probability, shape ``(*samples, cells, genes)``.
     """
 
+    rate: Rate
+
     def __init__(self, rate: Rate, log_theta: Tensor, pi_logits: CellsGenes) -> None:
         super().__init__(rate)
         self.log_theta = log_theta

@@ -7,6 +7,7 @@ object, and finds divergences in a registry; a Gaussian needs none of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,20 @@ class Gaussian:
     loc: Tensor
     scale: Tensor
     event_dims: int = 1
+
+    @classmethod
+    def standard(cls, n_cells: int, n_dimensions: int, like: Tensor) -> Gaussian:
+        """Return unit normals, ``(n_cells, n_dimensions)``, in the precision and on the device of a tensor."""
+        loc = like.new_zeros(n_cells, n_dimensions)
+        return cls(loc=loc, scale=torch.ones_like(loc))
+
+    def where(self, mask: Tensor | None, other: Gaussian) -> Gaussian:
+        """Return this distribution for cells in a mask ``(cells,)``, another one elsewhere; no mask is all cells."""
+        if mask is None:
+            return self
+        mask = mask.unsqueeze(-1) if self.event_dims else mask
+        loc, scale = torch.where(mask, self.loc, other.loc), torch.where(mask, self.scale, other.scale)
+        return Gaussian(loc, scale, self.event_dims)
 
     def rsample(self, generator: torch.Generator | None = None, n_samples: int | None = None) -> Tensor:
         """Draw with gradients to ``loc`` and ``scale``.
@@ -56,6 +71,13 @@ class Gaussian:
 
     def _sum(self, terms: Tensor) -> Tensor:
         return terms.sum(-1) if self.event_dims else terms
+
+
+def side_by_side(parts: Sequence[Gaussian]) -> Gaussian:
+    """Return the joint distribution of independent vectors, or numbers, of each cell: ``(cells, dimensions)``."""
+    columns = [(p.loc, p.scale) if p.event_dims else (p.loc.unsqueeze(-1), p.scale.unsqueeze(-1)) for p in parts]
+    loc, scale = (torch.cat(tensors, dim=-1) for tensors in zip(*columns, strict=True))
+    return Gaussian(loc, scale)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from countvi.batch import CountBlock, Design, Factor
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Given, Latent
+
+# Two cells may have the same total by chance; a prior that narrow would be a constraint to it.
+_MIN_LIBRARY_SCALE = 0.05
 
 
 class ObservedLibrary(nn.Module):
@@ -68,8 +74,103 @@ class LogNormalLibrary(nn.Module):
         return Gaussian(loc=self.loc[level], scale=self.scale[level], event_dims=0)
 
 
+class ResidualLibrary(nn.Module):
+    r"""Inferred library size that starts from the total count.
+
+    .. math::
+
+        \log \ell_n &\sim \mathrm{Normal}(m_{p_n}, v_{p_n}) && \text{prior, by group p} \\
+        q(\log \ell_n \mid x_n) &= \mathrm{Normal}(c + w (\log T_n - c) + f(x_n), s(x_n)) && \text{guide}
+
+    T is the total of a cell (1 for one without counts), c the mean of log T over cells, w is learned and starts at
+    one, and f starts near zero.
+
+    Parameters
+    ----------
+    encode
+        f and s, a small network.
+    group
+        The covariate whose levels have a prior of their own.
+    moments
+        c, m and v.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    centre: Tensor
+
+    def __init__(self, encode: GaussianEncoder, group: Factor, moments: LibraryPrior) -> None:
+        super().__init__()
+        self.encode = encode
+        self.group = group
+        self.weight = nn.Parameter(torch.ones(()))
+        self.register_buffer("loc", moments.loc.clone())
+        self.register_buffer("scale", moments.scale.clone())
+        self.register_buffer("centre", moments.centre.clone())
+        with torch.no_grad():
+            # A library of the size of the total, known to a tenth: wide posteriors of a logarithm make wild means.
+            encode.loc.weight.mul_(0.01)
+            encode.loc.bias.zero_()
+            encode.log_variance.weight.mul_(0.1)
+            encode.log_variance.bias.fill_(2.0 * math.log(0.1))
+
+    def guide(self, counts: CountBlock, features: Tensor | None, design: Design) -> Gaussian:
+        """Return the posterior of the log library size, ``(cells,)``."""
+        rest = self.encode(counts, features, design)
+        log_total = counts.totals().to(rest.loc.dtype).clamp(min=1.0).log()
+        return Gaussian(self.centre + self.weight * (log_total - self.centre) + rest.loc, rest.scale, event_dims=0)
+
+    def prior(self, design: Design) -> Gaussian:
+        """Return the prior of the log library size, ``(cells,)``."""
+        level = design.levels(self.group)
+        return Gaussian(loc=self.loc[level], scale=self.scale[level], event_dims=0)
+
+
 Library = ObservedLibrary | SizeFactorLibrary | LogNormalLibrary
-"""Any of the three."""
+"""What :class:`countvi.models.scvi.SCVI` takes: any of the three."""
+
+
+@dataclass(frozen=True)
+class LibraryPrior:
+    """What is known of library sizes before training.
+
+    Parameters
+    ----------
+    centre
+        Mean of the log total over cells, a scalar.
+    loc, scale
+        Prior mean and standard deviation of the log library size per group, shape ``(levels,)``.
+    """
+
+    centre: Tensor
+    loc: Tensor
+    scale: Tensor
+
+    @classmethod
+    def unknown(cls, n_levels: int) -> LibraryPrior:
+        """Values to be overwritten by saved ones."""
+        return cls(torch.zeros(()), torch.zeros(n_levels), torch.ones(n_levels))
+
+    @classmethod
+    def constrained(cls, totals: Tensor, level: Tensor, n_levels: int, variance_weight: float = 0.5) -> LibraryPrior:
+        """Estimate from totals, with less spread than they have, so that differences in depth do not explain biology.
+
+        Parameters
+        ----------
+        totals
+            Total count per cell, shape ``(cells,)``; cells without counts do not count. Pass only cells that the
+            modality was measured in.
+        level
+            Group per cell, shape ``(cells,)``.
+        n_levels
+            Number of groups; one with fewer than two cells takes the spread of all.
+        variance_weight
+            Share of the variance that the prior keeps.
+        """
+        loc, scale = library_moments(totals, level, n_levels)
+        logs = totals[totals > 0].double().log()
+        centre = logs.mean().float() if logs.numel() else torch.zeros(())
+        return cls(centre, loc, (scale * math.sqrt(variance_weight)).clamp(min=_MIN_LIBRARY_SCALE))
 
 
 def library_moments(totals: Tensor, level: Tensor, n_levels: int) -> tuple[Tensor, Tensor]:

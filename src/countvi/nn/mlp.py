@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,6 +16,7 @@ from countvi.nn.linear import Linear
 # Running statistics forget with 1 / momentum steps; see BatchNorm.
 _MOMENTUM = 0.05
 _EPS = 1e-3
+_LAYER_NORM_EPS = 1e-5
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -52,11 +54,13 @@ class MlpConfig:
     n_layers
         Number of layers.
     dropout
-        Share of units switched off in training.
+        Share of units switched off in training: behind each rectifier, or before each linear map.
     batch_norm, layer_norm
         Which normalisation follows each linear map.
     inject_all
         Give the categorical covariates to every layer, not only to the first.
+    drop_input
+        Dropout before the linear maps: of the input's features, covariates excepted, not of the last layer's units.
     """
 
     n_hidden: int = 128
@@ -65,6 +69,7 @@ class MlpConfig:
     batch_norm: bool = True
     layer_norm: bool = False
     inject_all: bool = True
+    drop_input: bool = False
 
 
 class Block(nn.Module):
@@ -75,14 +80,44 @@ class Block(nn.Module):
         self.linear = linear
         self.batch_norm = BatchNorm(config.n_hidden) if config.batch_norm else None
         self.layer_norm = config.layer_norm
-        self.dropout = config.dropout
+        self.dropout, self.drop_input = (0.0, config.dropout) if config.drop_input else (config.dropout, 0.0)
+
+    def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
+        """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_hidden)``."""
+        return self.activate(self.linear(functional.dropout(x, self.drop_input, self.training), features, design))
+
+    def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
+        """Map sparse counts to ``(cells, n_hidden)``."""
+        if self.drop_input and self.training:
+            # What is zero stays zero, dropped or not.
+            counts = counts.map(torch.log1p) if log1p else counts
+            counts, log1p = counts.map(lambda x: functional.dropout(x, self.drop_input)), False
+        return self.activate(self.linear.from_counts(counts, features, design, log1p))
+
+    def slopes(
+        self, x: Tensor, slopes: Tensor | None, features: Tensor | None, design: Design
+    ) -> tuple[Tensor, Tensor]:
+        """Return the units in evaluation mode, and their slopes from those of the input; see :meth:`Mlp.slopes`."""
+        h, weight = self.linear(x, features, design), self.linear.weight.T
+        slopes = weight.unsqueeze(1).expand(-1, len(x), -1) if slopes is None else slopes @ weight
+        if self.batch_norm is not None:
+            assert self.batch_norm.running_var is not None
+            h = self.batch_norm(h)
+            slopes = slopes * (self.batch_norm.weight * (self.batch_norm.running_var + _EPS).rsqrt())
+        if self.layer_norm:
+            variance, mean = torch.var_mean(h, -1, correction=0, keepdim=True)
+            inverse = (variance + _LAYER_NORM_EPS).rsqrt()
+            h = (h - mean) * inverse
+            along = (slopes * h).mean(-1, keepdim=True)
+            slopes = (slopes - slopes.mean(-1, keepdim=True) - h * along) * inverse
+        return functional.relu(h), slopes * (h > 0)
 
     def activate(self, h: Tensor) -> Tensor:
         """Everything after the linear map."""
         if self.batch_norm is not None:
             h = self.batch_norm(h)
         if self.layer_norm:
-            h = functional.layer_norm(h, h.shape[-1:])
+            h = functional.layer_norm(h, h.shape[-1:], eps=_LAYER_NORM_EPS)
         return functional.dropout(functional.relu(h), self.dropout, self.training)
 
 
@@ -114,13 +149,35 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
         """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_hidden)``."""
         for block in self._blocks():
-            x = block.activate(block.linear(x, features, design))
+            x = block(x, features, design)
         return x
 
     def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
         """Map sparse counts to ``(cells, n_hidden)``."""
         first, *rest = self._blocks()
-        h = first.activate(first.linear.from_counts(counts, features, design, log1p))
+        h = first.from_counts(counts, features, design, log1p)
         for block in rest:
-            h = block.activate(block.linear(h, features, design))
+            h = block(h, features, design)
         return h
+
+    def slopes(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
+        """Derivatives of the last layer's units by each number of the input.
+
+        Parameters
+        ----------
+        x
+            Shape ``(cells, n_in)``. The module is in evaluation mode.
+        features, design
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(n_in, cells, n_hidden)``. Made of products of the weights, so that no graph is needed.
+        """
+        assert not self.training, "slopes are those of evaluation mode, without dropout"
+        slopes = None
+        for block in self._blocks():
+            x, slopes = block.slopes(x, slopes, features, design)
+        assert slopes is not None
+        return slopes

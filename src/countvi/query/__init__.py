@@ -6,6 +6,8 @@ what they return afterwards.
 
 from __future__ import annotations
 
+from countvi.query.ambient import ambient_fraction, background_profile, decontaminated_counts
+from countvi.query.attribution import modality_attribution, modality_latents
 from countvi.query.cells import BatchSource, Cells, Sink, Writable, evaluation
 from countvi.query.correlation import feature_correlation
 from countvi.query.draws import Counterfactual
@@ -20,6 +22,9 @@ __all__ = [
     "Counterfactual",
     "Sink",
     "Writable",
+    "ambient_fraction",
+    "background_profile",
+    "decontaminated_counts",
     "elbo",
     "evaluation",
     "feature_correlation",
@@ -28,6 +33,8 @@ __all__ = [
     "library_size",
     "likelihood_parameters",
     "marginal_log_likelihood",
+    "modality_attribution",
+    "modality_latents",
     "normalized_expression",
     "posterior_predictive",
     "reconstruction",

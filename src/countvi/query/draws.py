@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -17,8 +17,8 @@ from countvi.nn.latent import Gaussian, Given, Latent
 # Keeps the streams of read-outs apart from those of training with the same seed.
 _QUERY = 0x71
 
-Counterfactual = tuple[int, int] | None
-"""A column of :attr:`Design.codes` and the code that every cell takes there; ``None``: the cell's own."""
+Counterfactual = tuple[int, int] | Mapping[int, int] | None
+"""A column of :attr:`Design.codes` and the code that every cell takes there, or several; ``None``: the cell's own."""
 
 
 class Stream(IntEnum):
@@ -34,6 +34,8 @@ class Stream(IntEnum):
     LIBRARY = 8
     CORRELATION = 9
     CORRELATION_NOISE = 10
+    AMBIENT = 11
+    DECONTAMINATED = 12
 
 
 def generator(seed: int, stream: Stream, device: torch.device | str = "cpu") -> torch.Generator:
@@ -42,8 +44,13 @@ def generator(seed: int, stream: Stream, device: torch.device | str = "cpu") -> 
 
 
 def under(design: Design, counterfactual: Counterfactual) -> Design:
-    """Return the design with every cell at one level of one covariate, or the design itself."""
-    return design if counterfactual is None else design.with_level(*counterfactual)
+    """Return the design with every cell at one level of some covariates, or the design itself."""
+    if counterfactual is None:
+        return design
+    pairs = counterfactual.items() if isinstance(counterfactual, Mapping) else [counterfactual]
+    for column, code in pairs:
+        design = design.with_level(column, code)
+    return design
 
 
 def passes(n_samples: int, n_cells: int, chunk: int) -> Iterator[slice]:

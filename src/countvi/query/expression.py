@@ -14,6 +14,7 @@ from torch import Tensor
 from countvi import seeding
 from countvi.batch import RNA, Batch, Design
 from countvi.errors import OptionError
+from countvi.likelihoods import AmbientRate, Rate
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, Sink, Writable, evaluation
 from countvi.query.draws import (
@@ -37,18 +38,29 @@ class _Expression:
     genes: Tensor | None
     counterfactuals: Sequence[Counterfactual]
     library_size: float | None
+    background: bool = False
 
     def __call__(self, latents: Any, design: Design) -> Tensor:
         """Return expression averaged over counterfactuals, ``(*samples, cells, genes)``."""
         total: Tensor | None = None
         for counterfactual in self.counterfactuals:
             rate = self.model.generate(latents, under(design, counterfactual))[self.modality].rate
-            values = rate.mean if self.library_size is None else rate.scale
+            values = self._mean(rate) if self.library_size is None else self._scale(rate)
             values = values if self.genes is None else values.index_select(-1, self.genes)
             total = values if total is None else total + values
         assert total is not None, "an average over no counterfactual"
         # Scaled once, after the sum: a factor inside the loop would be easy to apply again and again.
         return total * ((1.0 if self.library_size is None else self.library_size) / len(self.counterfactuals))
+
+    def _mean(self, rate: Rate | AmbientRate) -> Tensor:
+        if isinstance(rate, AmbientRate) and not self.background:
+            return rate.mean * rate.own_share
+        return rate.mean
+
+    def _scale(self, rate: Rate | AmbientRate) -> Tensor:
+        if isinstance(rate, AmbientRate) and self.background:
+            return rate.scale_with_background
+        return rate.scale
 
 
 def normalized_expression(
@@ -62,6 +74,7 @@ def normalized_expression(
     n_samples: int = 1,
     return_mean: bool = True,
     use_z_mean: bool = False,
+    background: bool = False,
     seed: int = seeding.DEFAULT_SEED,
     out: Writable | None = None,
 ) -> Any:
@@ -94,6 +107,8 @@ def normalized_expression(
     use_z_mean
         Decode the posterior mean of z instead of draws of it, at the posterior mean of the library size. Deterministic;
         ``n_samples`` and ``seed`` play no part.
+    background
+        Add the ambient background of a model that has one.
     seed
         Seed of the draws.
     out
@@ -114,7 +129,7 @@ def normalized_expression(
     n_genes = cells.n_features(modality) if columns is None else columns.shape[0]
     averaged = return_mean or use_z_mean or n_samples == 1
     sink = Sink((len(cells), n_genes) if averaged else (n_samples, len(cells), n_genes), out)
-    expression = _Expression(model, modality, columns, counterfactuals, library_size)
+    expression = _Expression(model, modality, columns, counterfactuals, library_size, background)
     source = generator(seed, Stream.EXPRESSION, cells.device)
     with evaluation(model):
         for block, batch in cells:
@@ -139,6 +154,7 @@ def sampled_expression(
     genes: np.ndarray | None = None,
     counterfactuals: Sequence[Counterfactual] = (None,),
     library_size: float | None = 1.0,
+    background: bool = False,
     seed: int = seeding.DEFAULT_SEED,
     out: Writable | None = None,
 ) -> Any:
@@ -148,7 +164,7 @@ def sampled_expression(
 
     Parameters
     ----------
-    model, cells, modality, genes, counterfactuals, library_size, seed, out
+    model, cells, modality, genes, counterfactuals, library_size, background, seed, out
         As in :func:`normalized_expression`.
     n_samples_overall
         Number of draws.
@@ -175,6 +191,7 @@ def sampled_expression(
         genes=genes,
         counterfactuals=counterfactuals,
         library_size=library_size,
+        background=background,
         seed=seed,
         out=out,
     )

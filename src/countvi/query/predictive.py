@@ -161,7 +161,7 @@ def library_size(
     Returns
     -------
     ndarray
-        Shape ``(cells, 1)``. Zero for an empty cell whose library size is observed.
+        Shape ``(cells, 1)``, or ``(cells, modalities)``. Zero for an empty cell whose library size is observed.
     """
     source = generator(seed, Stream.LIBRARY, cells.device)
 
@@ -169,7 +169,8 @@ def library_size(
         posterior = model.guide(batch).log_library
         exact = give_mean or isinstance(posterior, Given)
         log_library = log_natural_mean(posterior) if exact else posterior.rsample(source)
-        return (log_library.exp().unsqueeze(-1),)
+        sizes = log_library.exp()
+        return (sizes if sizes.dim() == 2 else sizes.unsqueeze(-1),)
 
     return map_cells(model, cells, library)[0]
 

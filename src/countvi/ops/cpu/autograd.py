@@ -1,8 +1,7 @@
 """The kernels as differentiable functions of tensors.
 
 A kernel gives value and gradient in one pass, before it is known what the gradient will be multiplied by. It takes this
-to be what a mean over the rows asks for. Where it is another number, the gradient is multiplied by the ratio; where it
-is not one number for all rows, the kernel runs once more, with a weight per row.
+to be what the mean over the rows asks for, as in training. Where it is something else, the kernel runs once more.
 """
 
 from __future__ import annotations
@@ -182,12 +181,6 @@ class _Gradients:
     log_theta: Tensor | None
     pi_logits: Tensor | None
 
-    def times(self, factor: float) -> None:
-        """Multiply in place."""
-        for gradient in vars(self).values():
-            if gradient is not None and factor != 1.0:
-                gradient.mul_(factor)
-
 
 def _guess(n_rows: int) -> np.float32:
     """What the gradient of a row will be multiplied by if the loss is the negative mean over rows."""
@@ -231,11 +224,7 @@ class _LogLikelihood(torch.autograd.Function):
         *inputs, values, columns, offsets = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         weight = grad.reshape(-1).contiguous()
-        numbers = weight.numpy()
-        if gradients is not None and (numbers == numbers[:1]).all():
-            # In place: should the gradient be asked for again, it is made anew.
-            gradients.times(float(numbers[0] / _guess(len(numbers))) if numbers.size else 1.0)
-        else:
+        if gradients is None or not (weight.numpy() == _guess(weight.shape[0])).all():
             counts = CountBlock(values, columns, offsets, ctx.n_genes)
             _, gradients = _Problem.of(*inputs, counts=counts, settings=ctx.settings).solve(weight, ctx.needed)
         wanted = zip(ctx.needed, inputs, vars(gradients).values(), strict=True)

@@ -5,6 +5,7 @@ and are evaluated in float64. Each likelihood is a dense matrix of the terms at 
 are put in place, summed over the genes.
 """
 
+from countvi.ops.reference.gamma_poisson import gamma_poisson
 from countvi.ops.reference.linear import linear, sparse_linear
 from countvi.ops.reference.negative_binomial import negative_binomial
 from countvi.ops.reference.normal import normal
@@ -13,6 +14,7 @@ from countvi.ops.reference.rate import log_rate, log_scale
 from countvi.ops.reference.zero_inflated import zero_inflated_negative_binomial
 
 __all__ = [
+    "gamma_poisson",
     "linear",
     "log_rate",
     "log_scale",

@@ -1,0 +1,58 @@
+"""A MuData to a file and back, as it is: mudata itself would turn text into categories in the user's object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import pandas as pd
+
+if TYPE_CHECKING:
+    from mudata import MuData
+
+# The file starts with 512 bytes in front of HDF5 that say what it is.
+_HEADER = 512
+_VERSION = "0.1.0"
+
+
+def write_h5mu(mdata: MuData, path: Path) -> None:
+    """Write a MuData to a new ``.h5mu`` file, which mudata reads.
+
+    Parameters
+    ----------
+    mdata
+        In memory or backed; it is only read.
+    path
+        The file.
+    """
+    from anndata.io import write_elem
+
+    with h5py.File(path, "w", userblock_size=_HEADER) as file:
+        for name in ("obs", "var"):
+            write_elem(file, name, _storable(getattr(mdata, name)))
+        for name in ("obsm", "varm", "obsp", "varp", "uns", "obsmap", "varmap"):
+            write_elem(file, name, dict(getattr(mdata, name)))
+        for name, adata in mdata.mod.items():
+            write_elem(file, f"mod/{name}", adata)
+        file["mod"].attrs["mod-order"] = list(mdata.mod)
+        file.attrs.update({"axis": mdata.axis, "encoding-type": "MuData", "encoding-version": _VERSION})
+    with path.open("r+b") as stream:
+        stream.write(f"MuData (format-version={_VERSION};creator=countvi)".encode().ljust(_HEADER, b"\0"))
+
+
+def read_h5mu(path: Path) -> MuData:
+    """Read what :func:`write_h5mu` or mudata wrote, into memory."""
+    import mudata
+
+    with mudata.set_options(pull_on_update=False):
+        return mudata.read_h5mu(path)
+
+
+def _storable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A copy whose text columns with missing values, which HDF5 has no form for, are categories."""
+    frame = pd.DataFrame(frame).copy()
+    for name, column in frame.items():
+        if pd.api.types.is_string_dtype(column.dtype) and column.isna().any():
+            frame[name] = pd.Categorical(column)
+    return frame

@@ -1,0 +1,212 @@
+"""The regularised model of one modality, for users: AnnData in, arrays and data frames out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from countvi import data as data_layer
+from countvi import seeding
+from countvi.batch import RNA
+from countvi.estimators._ambient import AmbientEstimator
+from countvi.estimators._build_regularized import check_flag
+from countvi.estimators._regularized import options_among
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class AmbientRegularizedSCVI(AmbientEstimator):
+    """scVI with ambient background, learned library size and regularised overdispersion.
+
+    Parameters
+    ----------
+    adata
+        Data on which :meth:`setup_anndata` was called.
+    n_hidden
+        Units per hidden layer.
+    n_latent
+        Dimensions of the cell state.
+    n_layers
+        Hidden layers of encoder and decoder.
+    dropout_rate
+        Dropout of the encoders.
+    dispersion
+        ``"gene-batch"``: one per gene and level of the dispersion key; ``"gene"``: one per gene.
+    gene_likelihood
+        ``"gamma_poisson"``, also called ``"nb"``; there is no other.
+    use_additive_background
+        Add an ambient background of each level of the ambient covariates.
+    use_feature_scaling
+        Multiply each gene by a factor of each level of the feature scaling covariates, or by one for all cells.
+    use_batch_in_decoder
+        Let the decoder see the batch besides the conditioning covariates.
+    library_log_vars_weight
+        Share of the variance of log totals that the prior of the log library size keeps.
+    library_log_means_centering_sensitivity
+        Divides the unit that expression and background are measured in: by default the counts of an average cell.
+    library_n_hidden
+        Units of the library encoder.
+    regularise_background
+        Give the background its Gamma prior.
+    additive_bg_prior_alpha, additive_bg_prior_beta
+        Shape and rate of that prior.
+    bg_init_gene_fraction
+        Share of a gene's counts that is taken for background before training.
+    feature_scaling_prior_alpha, feature_scaling_prior_beta
+        Shape and rate of the Gamma prior of feature factors.
+    dispersion_hyper_prior_mean, dispersion_hyper_prior_alpha
+        Expected 1 / sqrt(theta), and how sure that is: the rate of its exponential prior is
+        Gamma(alpha, alpha * mean), Gamma(9, 3) by default.
+    deeply_inject_covariates
+        Give categorical covariates to every layer, not only to the first.
+    use_batch_norm, use_layer_norm
+        ``"encoder"``, ``"decoder"``, ``"both"`` or ``"none"``.
+    dropout_on_input
+        Drop features before each linear map rather than units behind it.
+    log_variational
+        Encode log(1 + x) rather than x.
+    seed
+        Of the initial weights, and of :meth:`train` where it is given none.
+
+    Examples
+    --------
+    >>> import countvi
+    >>> Model = countvi.AmbientRegularizedSCVI
+    >>> Model.setup_anndata(adata, layer="counts", batch_key="sample")  # doctest: +SKIP
+    >>> model = Model(adata, n_hidden=512, n_latent=128)  # doctest: +SKIP
+    >>> model.train()  # doctest: +SKIP
+    >>> adata.layers["clean"] = model.get_decontaminated_counts()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene-batch", "gene"] = "gene-batch",
+        gene_likelihood: Literal["gamma_poisson", "nb"] = "gamma_poisson",
+        *,
+        use_additive_background: bool = True,
+        use_feature_scaling: bool = True,
+        use_batch_in_decoder: bool = False,
+        library_log_vars_weight: float = 0.5,
+        library_log_means_centering_sensitivity: float = 1.0,
+        library_n_hidden: int = 16,
+        regularise_background: bool = False,
+        additive_bg_prior_alpha: float = 1.0,
+        additive_bg_prior_beta: float = 100.0,
+        bg_init_gene_fraction: float = 0.2,
+        feature_scaling_prior_alpha: float = 200.0,
+        feature_scaling_prior_beta: float = 200.0,
+        dispersion_hyper_prior_mean: float = 1 / 3,
+        dispersion_hyper_prior_alpha: float = 9.0,
+        deeply_inject_covariates: bool = True,
+        use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "none",
+        use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "both",
+        dropout_on_input: bool = True,
+        log_variational: bool = True,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> None:
+        arguments = options_among(locals())
+        self._begin(adata, self._registry_of(adata), arguments, seed)
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        *,
+        labels_key: str | None = None,
+        ambient_covariate_keys: Sequence[str] | None = None,
+        nn_conditioning_covariate_keys: Sequence[str] | None = None,
+        nn_continuous_covariate_keys: Sequence[str] | None = None,
+        feature_scaling_covariate_keys: Sequence[str] | None = None,
+        dispersion_key: str | None = None,
+        library_size_key: str | None = None,
+        encoder_covariate_keys: Sequence[str] | Literal[False] | None = False,
+    ) -> None:
+        """Say which parts of an AnnData the model reads, and which covariates serve what. Nothing is written into it.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes.
+        layer
+            Layer with the raw counts; by default ``X``.
+        batch_key
+            Column of ``obs`` that serves as ambient, dispersion and library size key at once; not together with one of
+            these three.
+        labels_key
+            Column of ``obs`` with cell labels. The model does not read it; :meth:`get_confounding` compares covariates
+            with it.
+        ambient_covariate_keys
+            Columns whose levels have a background of their own, summed over columns. By default one background serves
+            all cells.
+        nn_conditioning_covariate_keys
+            Columns that the decoder sees.
+        nn_continuous_covariate_keys
+            Columns with numbers, which encoders and decoder see.
+        feature_scaling_covariate_keys
+            Columns whose levels have feature factors of their own, multiplied over columns. By default one set of
+            factors serves all cells.
+        dispersion_key
+            Column whose levels have dispersions of their own. By default one set serves all cells.
+        library_size_key
+            Column whose levels have a library size prior of their own. By default one serves all cells.
+        encoder_covariate_keys
+            Columns that the encoders see besides counts; ``False`` for none, which keeps technical covariates out of
+            the cell state.
+
+        Raises
+        ------
+        UnknownNameError
+            If a key does not exist, with the closest that do.
+        OptionError
+            If ``batch_key`` is given together with a key that it stands for.
+        DataError
+            If a column has missing values or cannot be used.
+        """
+        keys = data_layer.CovariateKeys(
+            batch_key=batch_key,
+            labels_key=labels_key,
+            ambient_covariate_keys=ambient_covariate_keys,
+            nn_conditioning_covariate_keys=nn_conditioning_covariate_keys,
+            nn_continuous_covariate_keys=nn_continuous_covariate_keys,
+            feature_scaling_covariate_keys=feature_scaling_covariate_keys,
+            dispersion_key=dispersion_key,
+            library_size_key=library_size_key,
+            encoder_covariate_keys=encoder_covariate_keys,
+        )
+        data_layer.remember(cls, adata, data_layer.setup_by_purpose(adata, keys, layer=layer))
+
+    @staticmethod
+    def prepare_query_anndata(adata: AnnData, reference_model: AmbientRegularizedSCVI) -> AnnData:
+        """Return a copy of ``adata`` with exactly the genes of a model, in its order; missing ones are zero.
+
+        Parameters
+        ----------
+        adata
+            Cells from elsewhere; unchanged.
+        reference_model
+            A model, trained or not.
+        """
+        return data_layer.prepare_query(adata, reference_model.registry)
+
+    @classmethod
+    def _completed(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        parts = dict(arguments)
+        background, scaling = (check_flag(n, parts.pop(n)) for n in ("use_additive_background", "use_feature_scaling"))
+        return {
+            **parts,
+            "additive_background_modalities": [RNA] if background else [],
+            "feature_scaling_modalities": [RNA] if scaling else [],
+            "latent_mode": "concatenation",
+            "modality_weights": "equal",
+        }
+
+    def _over(self, modality: str | None, compute: Callable[[str], Any], names: Sequence[str] | None = None) -> Any:
+        return compute(self.registry.modality(RNA if modality is None else modality).name)

@@ -1,0 +1,257 @@
+"""The regularised model of several modalities, for users: MuData in, arrays and data frames out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from countvi import data as data_layer
+from countvi import query, seeding
+from countvi.errors import OptionError
+from countvi.estimators._ambient import AmbientEstimator
+from countvi.estimators._indices import Indices
+from countvi.estimators._regularized import options_among
+from countvi.nn.joint import Concatenated
+
+if TYPE_CHECKING:
+    from mudata import MuData
+
+Whole = int | Mapping[str, int]
+"""A whole number for all modalities, or one for each by name."""
+Real = float | Mapping[str, float]
+"""A number for all modalities, or one for each by name."""
+
+
+class RegularizedMultimodalVI(AmbientEstimator):
+    """One cell state from several modalities, each with background, feature factors, library size and dispersions.
+
+    Arguments that are numbers can be given once for all modalities, or as a dictionary that names each. A cell need not
+    have all modalities: one that was not measured takes no part in anything.
+
+    Parameters
+    ----------
+    mdata
+        Data on which :meth:`setup_mudata` was called.
+    n_hidden
+        Units per hidden layer.
+    n_latent
+        Dimensions of the cell state: of each modality's slice with ``latent_mode="concatenation"``, otherwise of the
+        whole.
+    n_layers
+        Hidden layers of encoders and decoders.
+    dropout_rate
+        Dropout of the encoders.
+    latent_mode
+        ``"concatenation"``: each modality determines a slice of the cell state, and every decoder sees all;
+        ``"weighted_mean"``: modalities are averaged into one state; ``"single_encoder"``: one encoder sees all counts.
+    modality_weights
+        Weights of a weighted mean: ``"equal"``, ``"universal"`` (learned, the same in all cells) or ``"cell"``
+        (learned, from the cell's modalities).
+    additive_background_modalities
+        Modalities with an ambient background; by default those of gene expression.
+    feature_scaling_modalities
+        Modalities with feature factors; by default those of peaks.
+    dispersion, gene_likelihood, use_batch_in_decoder, regularise_background, deeply_inject_covariates
+        See :class:`countvi.AmbientRegularizedSCVI`.
+    library_log_vars_weight, library_log_means_centering_sensitivity, library_n_hidden, bg_init_gene_fraction
+        See :class:`countvi.AmbientRegularizedSCVI`.
+    additive_bg_prior_alpha, additive_bg_prior_beta, feature_scaling_prior_alpha, feature_scaling_prior_beta
+        See :class:`countvi.AmbientRegularizedSCVI`.
+    dispersion_hyper_prior_mean, dispersion_hyper_prior_alpha, use_batch_norm, use_layer_norm, dropout_on_input
+        See :class:`countvi.AmbientRegularizedSCVI`.
+    log_variational
+        Encode log(1 + x) rather than x.
+    seed
+        Of the initial weights, and of :meth:`train` where it is given none.
+
+    Examples
+    --------
+    >>> import countvi
+    >>> Model = countvi.RegularizedMultimodalVI
+    >>> Model.setup_mudata(mdata, batch_key="sample")  # doctest: +SKIP
+    >>> model = Model(mdata, n_latent={"rna": 96, "atac": 32})  # doctest: +SKIP
+    >>> model.train()  # doctest: +SKIP
+    >>> mdata.obsm["X_joint"] = model.get_latent_representation()  # doctest: +SKIP
+    """
+
+    _set_up_by: ClassVar[str] = "setup_mudata"
+
+    def __init__(
+        self,
+        mdata: MuData,
+        n_hidden: Whole = 128,
+        n_latent: Whole = 10,
+        n_layers: Whole = 1,
+        dropout_rate: Real = 0.1,
+        latent_mode: Literal["concatenation", "weighted_mean", "single_encoder"] = "concatenation",
+        modality_weights: Literal["equal", "universal", "cell"] = "equal",
+        *,
+        additive_background_modalities: Sequence[str] | None = None,
+        feature_scaling_modalities: Sequence[str] | None = None,
+        dispersion: Literal["gene-batch", "gene"] = "gene-batch",
+        gene_likelihood: Literal["gamma_poisson", "nb"] = "gamma_poisson",
+        use_batch_in_decoder: bool = False,
+        library_log_vars_weight: Real = 0.5,
+        library_log_means_centering_sensitivity: Real = 1.0,
+        library_n_hidden: Whole = 16,
+        regularise_background: bool = False,
+        additive_bg_prior_alpha: Real = 1.0,
+        additive_bg_prior_beta: Real = 100.0,
+        bg_init_gene_fraction: Real = 0.2,
+        feature_scaling_prior_alpha: Real = 200.0,
+        feature_scaling_prior_beta: Real = 200.0,
+        dispersion_hyper_prior_mean: Real = 1 / 3,
+        dispersion_hyper_prior_alpha: Real = 9.0,
+        deeply_inject_covariates: bool = True,
+        use_batch_norm: Literal["encoder", "decoder", "none", "both"] = "none",
+        use_layer_norm: Literal["encoder", "decoder", "none", "both"] = "both",
+        dropout_on_input: bool = True,
+        log_variational: bool = True,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> None:
+        arguments = options_among(locals())
+        self._begin(mdata, self._registry_of(mdata), arguments, seed)
+
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        modalities: Sequence[str] | Mapping[str, str] | None = None,
+        layer: str | Mapping[str, str | None] | None = None,
+        batch_key: str | None = None,
+        *,
+        labels_key: str | None = None,
+        ambient_covariate_keys: Sequence[str] | None = None,
+        nn_conditioning_covariate_keys: Sequence[str] | None = None,
+        nn_continuous_covariate_keys: Sequence[str] | None = None,
+        feature_scaling_covariate_keys: Sequence[str] | None = None,
+        dispersion_key: str | None = None,
+        library_size_key: str | None = None,
+        encoder_covariate_keys: Sequence[str] | Literal[False] | None = False,
+    ) -> None:
+        """Say which parts of a MuData the model reads, and which covariates serve what. Nothing is written into it.
+
+        Columns are looked for in ``mdata.obs`` first; if one is not there, those of the modalities are put together.
+
+        Parameters
+        ----------
+        mdata
+            Modalities that share cells. One that lacks a cell was not measured in it.
+        modalities
+            Modalities to use; a dictionary gives them other names, ``{name: modality}``; by default all.
+        layer
+            Layer with the raw counts in every modality, or ``{name: layer}``; by default ``X``.
+        feature_scaling_covariate_keys
+            Columns whose levels have feature factors of their own. By default the conditioning covariates; ``[]`` for
+            one set of factors for all cells.
+        batch_key, labels_key, ambient_covariate_keys, nn_conditioning_covariate_keys, nn_continuous_covariate_keys
+            See :meth:`countvi.AmbientRegularizedSCVI.setup_anndata`.
+        dispersion_key, library_size_key, encoder_covariate_keys
+            See :meth:`countvi.AmbientRegularizedSCVI.setup_anndata`.
+
+        Raises
+        ------
+        UnknownNameError
+            If a modality or a key does not exist, with the closest that do.
+        OptionError
+            If ``batch_key`` is given together with a key that it stands for.
+        DataError
+            If a column has missing values, cannot be used, or differs between modalities.
+        """
+        keys = data_layer.CovariateKeys(
+            batch_key=batch_key,
+            labels_key=labels_key,
+            ambient_covariate_keys=ambient_covariate_keys,
+            nn_conditioning_covariate_keys=nn_conditioning_covariate_keys,
+            nn_continuous_covariate_keys=nn_continuous_covariate_keys,
+            feature_scaling_covariate_keys=feature_scaling_covariate_keys,
+            dispersion_key=dispersion_key,
+            library_size_key=library_size_key,
+            encoder_covariate_keys=encoder_covariate_keys,
+        )
+        registry = data_layer.setup_mudata(mdata, keys, modalities=modalities, layer=layer)
+        data_layer.remember(cls, mdata, registry)
+
+    @staticmethod
+    def prepare_query_mudata(mdata: MuData, reference_model: RegularizedMultimodalVI) -> MuData:
+        """Return a copy of ``mdata`` with exactly the features of a model, in its order; missing ones are zero.
+
+        Parameters
+        ----------
+        mdata
+            Cells from elsewhere; unchanged. Modalities that it lacks stay missing.
+        reference_model
+            A model, trained or not.
+        """
+        return data_layer.prepare_query_mudata(mdata, reference_model.registry)
+
+    def get_modality_latents(
+        self, adata: MuData | None = None, indices: Indices = None, *, batch_size: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return what each modality alone says about the cell state.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            Which cells; see :meth:`get_latent_representation`.
+
+        Returns
+        -------
+        dict
+            By modality, ``(cells, dimensions)``: its slice of a concatenated state, or what enters a weighted mean. NaN
+            in cells without the modality.
+
+        Raises
+        ------
+        OptionError
+            If one encoder sees all modalities.
+        """
+        if self._options.values["latent_mode"] == "single_encoder":
+            message = "latent_mode='single_encoder' has no states of single modalities: one encoder sees all counts."
+            raise OptionError(message)
+        return query.modality_latents(self.module, self._cells(adata, indices, batch_size))
+
+    def get_modality_attribution(
+        self,
+        adata: MuData | None = None,
+        indices: Indices = None,
+        *,
+        relative: bool = False,
+        batch_size: int | None = None,
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Return how much each decoder uses each dimension of the cell state: mean absolute slopes.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            Which cells; see :meth:`get_latent_representation`.
+        relative
+            Share of the expected counts that one unit of z moves, which can be compared between modalities and depths;
+            otherwise the mean over features of the slopes of expected counts.
+
+        Returns
+        -------
+        dict
+            By modality: ``"attribution"``, ``(cells, n_latent)``, and ``"weighted_z"``, its product with the state.
+        """
+        cells = self._cells(adata, indices, batch_size)
+        states = query.latent_states(self.module, cells)
+        found = query.modality_attribution(self.module, cells, relative=relative)
+        return {name: {"attribution": values, "weighted_z": values * states} for name, values in found.items()}
+
+    @property
+    def modality_slices(self) -> dict[str, slice]:
+        """Dimensions of the cell state that belong to each modality; empty where they share all."""
+        encoder = self.module.encode_z
+        return encoder.slices() if isinstance(encoder, Concatenated) else {}
+
+    @classmethod
+    def _completed(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        return arguments
+
+    def _over(self, modality: str | None, compute: Callable[[str], Any], names: Sequence[str] | None = None) -> Any:
+        if modality is not None:
+            return compute(self.registry.modality(modality).name)
+        return {name: compute(name) for name in (self.module.names if names is None else names)}

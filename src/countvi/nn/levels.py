@@ -1,0 +1,54 @@
+"""Which rows of a table of levels the cells of a minibatch take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from countvi.batch import Design, Factor
+
+
+class Combinations(NamedTuple):
+    """The combinations of levels of some covariates that occur in a minibatch.
+
+    As a rule there are far fewer of them than cells, and what belongs to a combination is computed once.
+    """
+
+    index: Tensor
+    """Row of each covariate's level in a table that has the levels of all covariates below each other, shape
+    ``(covariates, combinations)``, int64."""
+    code: Tensor | None
+    """Combination of each cell, shape ``(cells,)``, int64; ``None`` if there can be only one."""
+
+
+def n_rows(factors: Sequence[Factor]) -> int:
+    """Number of rows of a table with the levels of some covariates: at least one, for cells without any."""
+    return max(1, sum(factor.n_levels for factor in factors))
+
+
+def combinations(design: Design, factors: Sequence[Factor]) -> Combinations:
+    """Find the combinations of levels that occur.
+
+    Parameters
+    ----------
+    design
+        Cells.
+    factors
+        The covariates; without any, all cells take the only row there is.
+    """
+    device = design.codes.device
+    starts = list(accumulate((factor.n_levels for factor in factors), initial=0))
+    if all(factor.n_levels == 1 for factor in factors):
+        return Combinations(torch.tensor(starts[: max(1, len(factors))], device=device).unsqueeze(1), None)
+    strides = list(accumulate((factor.n_levels for factor in factors), lambda a, b: a * b, initial=1))
+    assert strides[-1] < 2**62, "so many combinations of covariates cannot be numbered"
+    number = sum(design.levels(factor) * stride for factor, stride in zip(factors, strides, strict=False))
+    assert isinstance(number, Tensor)
+    found, code = number.unique(return_inverse=True)
+    parts = zip(factors, starts, strides, strict=False)
+    rows = [start + found.div(stride, rounding_mode="floor") % factor.n_levels for factor, start, stride in parts]
+    return Combinations(torch.stack(rows), code)

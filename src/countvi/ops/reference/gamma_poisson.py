@@ -1,0 +1,45 @@
+"""Negative binomial around a rate that has a background and a scaling, in log space.
+
+With softplus(l) the cell's own rate, B the background and y the scaling of its gene,
+
+    log mu = log library + log y + logaddexp(log softplus(l), log B).
+
+The derivatives, from e = d log p / d log mu of the negative binomial, are
+
+    d / d log library = sum of e over genes,     d / d log y = e,
+    d / d log B = e B / (softplus(l) + B),       d / d l = e sigmoid(l) / (softplus(l) + B).
+
+The last one is e times two weights in [0, 1], softplus / (softplus + B) and sigmoid / softplus, so it neither overflows
+nor becomes 0 / 0 where the softplus underflows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from countvi.batch import CountBlock
+from countvi.ops.reference.negative_binomial import negative_binomial_entries
+from countvi.ops.reference.rate import log_softplus
+from countvi.ops.rows import Rows
+from countvi.typing import Cells, CellsGenes
+
+
+def gamma_poisson(
+    logits: CellsGenes,
+    log_library: Cells,
+    log_theta: Rows,
+    log_background: Rows | None,
+    log_scaling: Rows | None,
+    counts: CountBlock,
+) -> Cells:
+    """Log-likelihood per cell."""
+    log_mu = log_library[..., None] + _log_rho(logits, log_background)
+    if log_scaling is not None:
+        log_mu = log_mu + log_scaling.of_cells()
+    return negative_binomial_entries(log_mu, log_theta.of_cells(), counts).sum(-1)
+
+
+def _log_rho(logits: CellsGenes, log_background: Rows | None) -> Tensor:
+    own = log_softplus(logits)
+    return own if log_background is None else torch.logaddexp(own, log_background.of_cells())

@@ -1,0 +1,52 @@
+"""Rows of tables by combination of levels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from countvi.batch import Design, Factor
+from countvi.nn.levels import combinations, n_rows
+
+FACTORS = {
+    "one": [Factor(0, 3)],
+    "two": [Factor(0, 3), Factor(2, 4)],
+    "reversed": [Factor(2, 4), Factor(0, 3)],
+    "three, one of them with one level": [Factor(2, 4), Factor(1, 1), Factor(0, 3)],
+    "one column twice": [Factor(0, 3), Factor(0, 3)],
+}
+
+
+def design(n_cells: int = 9, seed: int = 0) -> Design:
+    rng = np.random.default_rng(seed)
+    codes = np.stack([rng.integers(0, n, n_cells) for n in (3, 1, 4)], axis=1)
+    return Design(torch.as_tensor(codes), torch.zeros(n_cells, 0))
+
+
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
+@pytest.mark.parametrize("n_cells", [1, 9, 400])
+def test_each_cell_finds_the_rows_of_its_levels(factors, n_cells):
+    d = design(n_cells)
+    found = combinations(d, factors)
+    starts = np.cumsum([0, *(factor.n_levels for factor in factors)])
+    assert n_rows(factors) == starts[-1]
+    expected = [
+        [start + int(row[factor.column]) for start, factor in zip(starts, factors, strict=False)] for row in d.codes
+    ]
+    np.testing.assert_array_equal(found.index[:, found.code].T, expected)
+    # What belongs to a combination is computed once.
+    assert found.index.shape == (len(factors), len({tuple(row) for row in expected}))
+
+
+@pytest.mark.parametrize("factors", [[], [Factor(1, 1)], [Factor(1, 1), Factor(1, 1)]], ids=len)
+def test_without_levels_there_is_one_row_for_all(factors):
+    found = combinations(design(), factors)
+    assert found.code is None
+    assert found.index.tolist() == [[i] for i in range(max(1, len(factors)))]
+    assert n_rows(factors) == max(1, len(factors))
+
+
+def test_no_cells():
+    found = combinations(design(0), FACTORS["two"])
+    assert found.code.shape == (0,) and found.index.shape == (2, 0)
