@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from countvi import ops
 from countvi.batch import CountBlock, Design, Factor
 from countvi.nn.linear import Linear
 
@@ -33,13 +34,18 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(*samples, cells, units)`` over everything but the units."""
-        flat = input.reshape(-1, input.shape[-1])
-        if self.training and flat.shape[0] == 1:
-            normed = functional.batch_norm(
-                flat, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-            )
-        else:
-            normed = super().forward(flat)
+        flat = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
+        # Not the parent's forward: it counts batches, which a fixed momentum has no use for.
+        normed = functional.batch_norm(
+            flat,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=self.training and flat.shape[0] > 1,
+            momentum=_MOMENTUM,
+            eps=self.eps,
+        )
         return normed.view(input.shape)
 
 
@@ -118,7 +124,7 @@ class Block(nn.Module):
             h = self.batch_norm(h)
         if self.layer_norm:
             h = functional.layer_norm(h, h.shape[-1:], eps=_LAYER_NORM_EPS)
-        return functional.dropout(functional.relu(h), self.dropout, self.training)
+        return ops.rectify(h, self.dropout if self.training else 0.0)
 
 
 class Mlp(nn.Module):

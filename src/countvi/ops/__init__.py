@@ -39,6 +39,7 @@ __all__ = [
     "negative_binomial",
     "normal",
     "poisson",
+    "rectify",
     "sparse_linear",
     "zero_inflated_negative_binomial",
 ]
@@ -273,6 +274,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Fastest with a weight that is stored by its input: the transpose of a contiguous ``(hidden, genes)``.
     """
     return implementation(x, weight, bias).linear(x, weight, bias)
+
+
+def rectify(h: Tensor, dropout: float) -> Tensor:
+    """Rectifier, then dropout: zero where ``h`` is negative or a unit is switched off, and what is kept scaled up.
+
+    Parameters
+    ----------
+    h
+        Any shape.
+    dropout
+        Share of units to switch off, from 0 to 1; drawn from torch's global stream.
+
+    Returns
+    -------
+    Tensor
+        The shape of ``h``.
+
+    Notes
+    -----
+    The share is rounded to a multiple of 2 ** -16 on the CPU.
+    """
+    return reference.rectify(h, dropout)
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ class InOnePiece:
         ]
         """What to give to the optimiser."""
 
+    def clear_gradients(self) -> None:
+        """Forget the gradients of the last step."""
+        for own in self._own:
+            own.grad = None
+
     def share_gradients(self) -> None:
         """Show the optimiser the gradients that the last backward pass has left."""
         for own, seen in zip(self._own, self.seen, strict=True):

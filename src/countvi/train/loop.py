@@ -216,7 +216,7 @@ class _Run:
         """Descend once, or roll back if the loss is not finite."""
         kl_weight = self.kl_weight(self.state.steps_done)
         loss, sums = self.descent(_Cells(batch, noise, kl_weight))
-        self.model.zero_grad(set_to_none=True)
+        self.parameters.clear_gradients()
         finite = self._all_agree(bool(torch.isfinite(loss.detach())))
         if not finite:
             self.roll_back(batch, noise, where, hopeless=self._is_last_step() and not self._has_stepped(tally))

@@ -11,6 +11,7 @@ from countvi.ops.reference.negative_binomial import negative_binomial
 from countvi.ops.reference.normal import normal
 from countvi.ops.reference.poisson import poisson
 from countvi.ops.reference.rate import log_rate, log_scale
+from countvi.ops.reference.rectifier import rectify
 from countvi.ops.reference.zero_inflated import zero_inflated_negative_binomial
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "negative_binomial",
     "normal",
     "poisson",
+    "rectify",
     "sparse_linear",
     "zero_inflated_negative_binomial",
 ]
