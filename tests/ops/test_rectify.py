@@ -32,8 +32,8 @@ def test_the_share_that_is_kept_and_its_scale(dropout: float) -> None:
     out = drawn(torch.ones(1000, 301), dropout)
     kept = out > 0
     n = kept.numel()
-    assert abs(kept.double().mean().item() - (1 - dropout)) < 5 * math.sqrt(dropout * (1 - dropout) / n) + 2**-17
-    assert out[kept].unique().tolist() == pytest.approx([1 / (1 - dropout)], rel=2**-15 / (1 - dropout))
+    assert abs(kept.double().mean().item() - (1 - dropout)) < 5 * math.sqrt(dropout * (1 - dropout) / n)
+    assert out[kept].unique().tolist() == pytest.approx([1 / (1 - dropout)], rel=1e-7)
     # Neighbours come from the same random number: whether one is kept says nothing of the next.
     both = (kept[:, 1:] & kept[:, :-1]).double().mean().item()
     assert abs(both - (1 - dropout) ** 2) < 0.005

@@ -35,7 +35,8 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(*samples, cells, units)`` over everything but the units."""
         flat = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
-        # Not the parent's forward: it counts batches, which a fixed momentum has no use for.
+        if self.training and flat.shape[0] > 1 and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         normed = functional.batch_norm(
             flat,
             self.running_mean,

@@ -293,7 +293,7 @@ def rectify(h: Tensor, dropout: float) -> Tensor:
 
     Notes
     -----
-    The share is rounded to a multiple of 2 ** -16 on the CPU.
+    The share is rounded to a multiple of 2 ** -32 on the CPU.
     """
     return reference.rectify(h, dropout)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-_LEVELS = 1 << 16
+_LEVELS = 1 << 32
 
 
 def rectify(h: Tensor, dropout: float) -> Tensor:
@@ -24,10 +24,10 @@ def rectify(h: Tensor, dropout: float) -> Tensor:
 class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, dropout: float) -> Tensor:
-        # Random numbers are most of the work: each of 64 bits serves four units.
-        bits = torch.empty(-(-h.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        # Random numbers are most of the work: each of 64 bits serves two units.
+        bits = torch.empty(-(-h.numel() // 2), dtype=torch.int64).random_(-(2**63), None)
         dropped = round(dropout * _LEVELS)
-        kept = bits.view(torch.int16)[: h.numel()].view(h.shape) >= dropped - _LEVELS // 2
+        kept = bits.view(torch.int32)[: h.numel()].view(h.shape) >= dropped - _LEVELS // 2
         gate = ((h > 0) & kept).to(h.dtype).mul_(_LEVELS / max(_LEVELS - dropped, 1))
         ctx.save_for_backward(gate)
         return h * gate
