@@ -97,7 +97,8 @@ class RegularizedEstimator(CountEstimator, ABC):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default what takes about 600 steps, 15 to 100 epochs.
+            Passes over the training cells; by default fewer the more cells there are: 40 for 2,000, 4 for a million
+            (:func:`countvi.train.default_max_epochs`).
         early_stopping_min_delta
             Smallest improvement of the monitored metric that counts; by default the number of features, of all
             modalities, times ``early_stopping_min_delta_per_feature``.
@@ -134,7 +135,7 @@ class RegularizedEstimator(CountEstimator, ABC):
     ) -> Any:
         r"""Return denoised expression: the posterior mean of :math:`\rho`, in units of an average cell's counts.
 
-        Rows sum to ``library_size`` on average over cells, not each.
+        Without the background a row sums to about one minus the cell's ambient share, times ``library_size``.
 
         Parameters
         ----------

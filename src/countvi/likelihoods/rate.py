@@ -49,7 +49,7 @@ class Rate:
     @property
     def scale(self) -> CellsGenes:
         """rho: the mean without the library. Frequencies that sum to one over genes if the link is the softmax."""
-        return self.log_scale.exp()
+        return ops.scale(self.logits, self.link)
 
     @property
     def log_mean(self) -> CellsGenes:

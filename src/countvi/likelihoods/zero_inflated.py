@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,15 +26,21 @@ class ZeroInflatedNegativeBinomial(CountLikelihood):
     log_theta
         Logarithm of the inverse dispersion, shape ``(genes,)``, ``(cells, genes)`` or ``(*samples, cells, genes)``.
     pi_logits
-        Log-odds of the dropout probability, shape ``(*samples, cells, genes)``.
+        Log-odds of the dropout probability, shape ``(*samples, cells, genes)``, or a function that makes them: they
+        cost as much as the mean, and are often not asked for.
     """
 
     rate: Rate
 
-    def __init__(self, rate: Rate, log_theta: Tensor, pi_logits: CellsGenes) -> None:
+    def __init__(self, rate: Rate, log_theta: Tensor, pi_logits: CellsGenes | Callable[[], CellsGenes]) -> None:
         super().__init__(rate)
         self.log_theta = log_theta
-        self.pi_logits = pi_logits
+        self._pi_logits = pi_logits
+
+    @cached_property
+    def pi_logits(self) -> CellsGenes:
+        """Log-odds of the dropout probability, shape ``(*samples, cells, genes)``."""
+        return self._pi_logits if isinstance(self._pi_logits, Tensor) else self._pi_logits()
 
     def _log_prob(self, counts: CountBlock) -> Cells:
         rate = self.rate

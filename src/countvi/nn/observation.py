@@ -5,6 +5,8 @@ Each builds only the parameters that its likelihood uses.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -77,7 +79,7 @@ class ObserveZeroInflated(nn.Module):
 
     def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
         """Return the distribution of the counts."""
-        return ZeroInflatedNegativeBinomial(rate, self.log_theta(hidden, design), self.pi_logits(hidden))
+        return ZeroInflatedNegativeBinomial(rate, self.log_theta(hidden, design), partial(self.pi_logits, hidden))
 
 
 class ObservePoisson(nn.Module):

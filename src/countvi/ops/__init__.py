@@ -40,6 +40,7 @@ __all__ = [
     "normal",
     "poisson",
     "rectify",
+    "scale",
     "sparse_linear",
     "zero_inflated_negative_binomial",
 ]
@@ -65,6 +66,24 @@ def log_scale(logits: CellsGenes, link: Link) -> CellsGenes:
         logits are; error in float32 below 2e-7 of the larger of 1 and the result.
     """
     return reference.log_scale(logits, link)
+
+
+def scale(logits: CellsGenes, link: Link) -> CellsGenes:
+    r""":math:`\rho`, the mean before it is multiplied by the library size; see :func:`log_scale`.
+
+    Parameters
+    ----------
+    logits
+        Any real number, shape ``(*samples, cells, genes)``.
+    link
+        Softmax, or softplus.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(*samples, cells, genes)``.
+    """
+    return reference.scale(logits, link)
 
 
 def log_rate(logits: CellsGenes, log_library: Cells, link: Link) -> CellsGenes:
@@ -195,7 +214,9 @@ def gamma_poisson(
     their value.
     """
     logits, log_library = _full(logits), _full(log_library)
-    return reference.gamma_poisson(logits, log_library, log_theta, log_background, log_scaling, counts)
+    tables = (rows.table for rows in (log_theta, log_background, log_scaling) if rows is not None)
+    chosen = implementation(logits, log_library, *tables)
+    return chosen.gamma_poisson(logits, log_library, log_theta, log_background, log_scaling, counts)
 
 
 def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Link) -> Cells:

@@ -24,8 +24,8 @@ def attribution(source: Any, slices: Mapping[str, slice] | None = None, ax: Axes
     Parameters
     ----------
     source
-        A trained model of several modalities, for the scale-free attribution of the cells it was trained on; or what
-        its ``get_modality_attribution`` returned.
+        A trained model of several modalities, for the scale-free attribution of all cells of its data; or what its
+        ``get_modality_attribution`` returned.
     slices
         Dimensions that belong to each modality, ``model.modality_slices``; their ends are marked. A model brings its
         own.

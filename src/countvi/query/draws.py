@@ -106,13 +106,13 @@ class RunningMean:
 
     def add(self, block: Tensor) -> None:
         """Take in ``(samples, ...)``."""
-        mean = block.mean(0)
+        mean = block[0] if block.shape[0] == 1 else block.mean(0)
         self.count += block.shape[0]
         # A running sum of thousands of float32 numbers loses digits; a running mean does not.
         if self.value is None:
             self.value = mean
         else:
-            self.value += (mean - self.value) * (block.shape[0] / self.count)
+            self.value = self.value + (mean - self.value) * (block.shape[0] / self.count)
 
     def result(self) -> Tensor:
         """Return the mean of all samples so far."""

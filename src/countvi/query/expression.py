@@ -50,7 +50,8 @@ class _Expression:
             total = values if total is None else total + values
         assert total is not None, "an average over no counterfactual"
         # Scaled once, after the sum: a factor inside the loop would be easy to apply again and again.
-        return total * ((1.0 if self.library_size is None else self.library_size) / len(self.counterfactuals))
+        factor = (1.0 if self.library_size is None else self.library_size) / len(self.counterfactuals)
+        return total if factor == 1.0 else total * factor
 
     def _mean(self, rate: Rate | AmbientRate) -> Tensor:
         if isinstance(rate, AmbientRate) and not self.background:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from countvi.batch import CountBlock
 from countvi.ops import reference
-from countvi.ops.cpu import likelihood, linear, team
+from countvi.ops.cpu import likelihood, linear
+from countvi.ops.cpu.job import guess, readable, run
 from countvi.ops.link import Link
 from countvi.typing import Cells, CellsGenes, CellsHidden
 
@@ -55,30 +55,6 @@ def sparse_linear(
     if bias is None:
         bias = weight.new_zeros(weight.shape[0])
     return _SparseLinear.apply(counts, weight, bias, log1p, divisor)
-
-
-def _readable(counts: CountBlock) -> CountBlock:
-    """Counts as the kernels read them: float32 and int64, each array in one piece."""
-    assert counts.offsets.numel() > 0, "a block of counts has one offset more than cells"
-    return CountBlock(
-        values=counts.values.to(torch.float32).contiguous(),
-        columns=counts.columns.to(torch.int64).contiguous(),
-        offsets=counts.offsets.to(torch.int64).contiguous(),
-        n_features=counts.n_features,
-    )
-
-
-def _run(compiled: Any, slots: tuple[str, ...], work: int, **numbers: Tensor | int | None) -> None:
-    """Run a kernel on sizes, flags and tensors named as its slots; what is not named is zero.
-
-    The tensors are arguments so that they live until the kernel, which knows their addresses only, is done.
-    """
-    job = np.zeros(len(slots), np.int64)
-    for i, name in enumerate(slots):
-        value = numbers.get(name)
-        if value is not None:
-            job[i] = value.data_ptr() if isinstance(value, Tensor) else value
-    team.run(compiled.address, job, work)
 
 
 class _Settings(NamedTuple):
@@ -145,7 +121,7 @@ class _Problem:
                 log_theta=weight.new_empty(d_theta_rows, n_genes) if needed[2] else None,
                 pi_logits=torch.empty_like(self.logits) if needed[3] else None,
             )
-        _run(
+        run(
             likelihood.LOG_LIKELIHOOD,
             likelihood.SLOTS,
             work=n_rows * n_genes,
@@ -182,11 +158,6 @@ class _Gradients:
     pi_logits: Tensor | None
 
 
-def _guess(n_rows: int) -> np.float32:
-    """What the gradient of a row will be multiplied by if the loss is the negative mean over rows."""
-    return np.float32(-1.0) / np.float32(max(n_rows, 1))
-
-
 def _common_shape(
     logits: Tensor, log_theta: Tensor | None, pi_logits: Tensor | None, log_library: Tensor
 ) -> torch.Size:
@@ -208,12 +179,12 @@ class _LogLikelihood(torch.autograd.Function):
         counts: CountBlock,
         settings: _Settings,
     ) -> Tensor:
-        counts = _readable(counts)
+        counts = readable(counts)
         problem = _Problem.of(logits, log_library, log_theta, pi_logits, counts, settings)
         # What asks for a gradient does so outside `no_grad` too.
         needed = tuple(settings.with_gradient and need for need in ctx.needs_input_grad[:4])
         n_rows = problem.logits.shape[0]
-        out, ctx.gradients = problem.solve(problem.logits.new_full((n_rows,), float(_guess(n_rows))), needed)
+        out, ctx.gradients = problem.solve(problem.logits.new_full((n_rows,), float(guess(n_rows))), needed)
         ctx.save_for_backward(logits, log_library, log_theta, pi_logits, counts.values, counts.columns, counts.offsets)
         ctx.n_genes, ctx.settings, ctx.needed, ctx.shape = counts.n_features, settings, needed, problem.shape
         return out.view(problem.shape[:-1])
@@ -224,7 +195,7 @@ class _LogLikelihood(torch.autograd.Function):
         *inputs, values, columns, offsets = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         weight = grad.reshape(-1).contiguous()
-        if gradients is None or not (weight.numpy() == _guess(weight.shape[0])).all():
+        if gradients is None or not (weight.numpy() == guess(weight.shape[0])).all():
             counts = CountBlock(values, columns, offsets, ctx.n_genes)
             _, gradients = _Problem.of(*inputs, counts=counts, settings=ctx.settings).solve(weight, ctx.needed)
         wanted = zip(ctx.needed, inputs, vars(gradients).values(), strict=True)
@@ -244,7 +215,7 @@ class _SparseLinear(torch.autograd.Function):
     def forward(
         ctx: Any, counts: CountBlock, weight: Tensor, bias: Tensor, log1p: bool, divisor: Tensor | None
     ) -> Tensor:
-        counts = _readable(counts)
+        counts = readable(counts)
         assert weight.shape[1] == counts.n_features, (
             f"a weight for {weight.shape[1]} genes, counts of {counts.n_features}"
         )
@@ -284,7 +255,7 @@ class _SparseLinear(torch.autograd.Function):
 
 def _run_linear(ctx: Any, compiled: Any, **numbers: Tensor | int | None) -> None:
     counts = ctx.counts
-    _run(
+    run(
         compiled,
         linear.SLOTS,
         # What a stored entry costs, in entries of a dense matrix.

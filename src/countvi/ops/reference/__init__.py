@@ -10,7 +10,7 @@ from countvi.ops.reference.linear import linear, sparse_linear
 from countvi.ops.reference.negative_binomial import negative_binomial
 from countvi.ops.reference.normal import normal
 from countvi.ops.reference.poisson import poisson
-from countvi.ops.reference.rate import log_rate, log_scale
+from countvi.ops.reference.rate import log_rate, log_scale, scale
 from countvi.ops.reference.rectifier import rectify
 from countvi.ops.reference.zero_inflated import zero_inflated_negative_binomial
 
@@ -23,6 +23,7 @@ __all__ = [
     "normal",
     "poisson",
     "rectify",
+    "scale",
     "sparse_linear",
     "zero_inflated_negative_binomial",
 ]

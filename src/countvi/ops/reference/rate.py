@@ -30,6 +30,11 @@ def log_scale(logits: CellsGenes, link: Link) -> CellsGenes:
     return logits.log_softmax(-1) if link is Link.SOFTMAX else log_softplus(logits)
 
 
+def scale(logits: CellsGenes, link: Link) -> CellsGenes:
+    """Rho."""
+    return logits.softmax(-1) if link is Link.SOFTMAX else softplus(logits)
+
+
 def log_rate(logits: CellsGenes, log_library: Cells, link: Link) -> CellsGenes:
     """Logarithm of mu = library * rho."""
     return log_library[..., None] + log_scale(logits, link)
