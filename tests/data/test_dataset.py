@@ -113,7 +113,7 @@ def test_unseen_categories(known: tuple[Any, ...], came: list[Any], words: str) 
     query = anndata.AnnData(sp.csr_matrix(np.eye(2)), obs=obs)
     with pytest.raises(MismatchError, match=r"obs\['k'\] \(batch\) has " + words) as error:
         bind(query, model)
-    assert "query mapping" in str(error.value)
+    assert "train a model on both data sets" in str(error.value)
 
 
 @pytest.mark.parametrize(

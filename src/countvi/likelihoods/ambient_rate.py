@@ -63,7 +63,7 @@ class AmbientRate:
 
     @property
     def scale(self) -> CellsGenes:
-        """Expected frequencies: rho in units of an average cell's counts. They sum to what the background leaves of one."""
+        """Expected frequencies: rho in units of an average cell's counts; they sum to what the background leaves."""
         return self.log_scale.exp()
 
     @property
