@@ -59,8 +59,13 @@ def read_outs(model: Any, **which: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
-@pytest.mark.parametrize("options", [{}, {"dispersion": "gene", "use_batch_in_decoder": True, "n_layers": 2}], ids=str)
-def test_every_set_up_is_saved_and_loaded(setup: dict[str, Any], options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("unusual", [False, True])
+def test_every_set_up_is_saved_and_loaded(setup: dict[str, Any], unusual: bool, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"n_layers": 2} if unusual else {}
+    if unusual and "batch_key" in setup:
+        options["use_batch_in_decoder"] = True
+    if unusual and "dispersion_key" not in setup:
+        options["dispersion"] = "gene"
     model = fit(setup, epochs=1, **options)
     model.save(tmp_path / "model", save_anndata=True)
     for loaded, cells in [
@@ -380,6 +385,18 @@ def test_who_sees_the_batch() -> None:
     assert not moved("expression")
     assert moved("expression", use_batch_in_decoder=True)
     assert moved("expression", nn_conditioning_covariate_keys=["batch"])
+
+
+@pytest.mark.parametrize(
+    ("setup", "options", "message"),
+    [
+        ({}, {"use_batch_in_decoder": True}, r"needs a batch, .* nn_conditioning_covariate_keys"),
+        ({"dispersion_key": "batch"}, {"dispersion": "gene"}, r"no use for the dispersion key 'batch'"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(setup: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        build(setup, **options)
 
 
 def test_the_unit_of_expression() -> None:

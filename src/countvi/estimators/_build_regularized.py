@@ -99,6 +99,7 @@ class RegularizedOptions:
         choose("latent_mode", values["latent_mode"], _LATENT_MODES)
         choose("modality_weights", values["modality_weights"], _WEIGHTS)
         _check_latent(arguments, values)
+        _check_covariates(values, registry)
         return cls(
             values,
             background=_chosen("additive_background_modalities", arguments, registry, GENES),
@@ -334,6 +335,23 @@ def _chosen(argument: str, arguments: Mapping[str, Any], registry: Registry, usu
         raise OptionError(message)
     _check_names(argument, list(given), [m.name for m in registry.modalities])
     return frozenset(given)
+
+
+def _check_covariates(values: Mapping[str, Any], registry: Registry) -> None:
+    """Refuse options that would do nothing with the covariates of the set-up."""
+    if values["use_batch_in_decoder"] and registry.columns[BATCH_COLUMN].key is None:
+        message = (
+            "use_batch_in_decoder=True needs a batch, and the data were set up without batch_key. Name the covariates "
+            "that the decoder is to see in nn_conditioning_covariate_keys instead."
+        )
+        raise OptionError(message)
+    dispersion = purposes_of(registry).dispersion
+    if values["dispersion"] == "gene" and dispersion != BATCH_COLUMN:
+        message = (
+            f"dispersion='gene' has no use for the dispersion key {registry.columns[dispersion].key!r} of the set-up. "
+            "Pass dispersion='gene-batch', or set the data up without dispersion_key."
+        )
+        raise OptionError(message)
 
 
 def _check_latent(arguments: Mapping[str, Any], values: Mapping[str, Any]) -> None:
