@@ -394,7 +394,9 @@ def test_who_sees_the_batch() -> None:
         ({"dispersion_key": "batch"}, {"dispersion": "gene"}, r"no use for the dispersion key 'batch'"),
     ],
 )
-def test_options_that_would_do_nothing_are_refused(setup: dict[str, Any], options: dict[str, Any], message: str) -> None:
+def test_options_that_would_do_nothing_are_refused(
+    setup: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
         build(setup, **options)
 
