@@ -121,7 +121,7 @@ def test_double_precision_is_as_in_the_reference(case: Case, position: int) -> N
     inputs = draw(3, 5, seed=3)
     tensors = inputs.tensors(case)
     if position >= len(tensors):
-        pytest.skip("it has fewer arguments")
+        pytest.skip("this likelihood has fewer tensors to vary")
     tensors[position] = tensors[position].double()
     results = []
     for name in ("auto", "reference"):
@@ -308,7 +308,7 @@ def test_counts_of_another_size_are_refused(case: Case, size: tuple[int, int]) -
 
 @needs_numba
 @pytest.mark.parametrize("name", ["log_library", "log_theta", "pi_logits"])
-@pytest.mark.parametrize("size", [(3,), (5,), (4, 5), (5, 6), (3, 6)])
+@pytest.mark.parametrize("size", [(3,), (5,), (12,), (4, 5), (5, 6), (3, 6)])
 def test_parameters_of_another_size_are_refused(name: str, size: tuple[int, ...]) -> None:
     inputs = draw(4, 6, seed=9)
     arguments = {"log_library": inputs.log_library, **inputs.extras} | {name: torch.zeros(size)}

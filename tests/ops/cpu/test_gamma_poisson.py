@@ -128,3 +128,22 @@ def test_counts_of_another_size_are_refused() -> None:
     rows = [Rows(t, code) for t, code in zip(tensors[2:], codes, strict=True)]
     with ops.backend("cpu"), pytest.raises(AssertionError, match="fit"):
         ops.gamma_poisson(tensors[0], tensors[1], *rows, CountBlock.from_dense(torch.ones(6, 21)))
+
+
+@pytest.mark.parametrize("code", [[0, 1, 2, 0, 0, 0], [0, -1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0] * 7])
+def test_codes_that_do_not_fit_are_refused(code: list[int]) -> None:
+    tensors, codes, counts = problem(6, 20, (2, 2, 2))
+    rows = [Rows(t, code_) for t, code_ in zip(tensors[2:], codes, strict=True)]
+    for position in range(3):
+        wrong = [*rows]
+        wrong[position] = Rows(rows[position].table, torch.tensor(code))
+        with ops.backend("cpu"), pytest.raises(AssertionError, match="code"):
+            ops.gamma_poisson(tensors[0], tensors[1], *wrong, counts)
+
+
+def test_tables_that_do_not_fit_are_refused() -> None:
+    tensors, _, counts = problem(6, 20, (2, 2, 2))
+    with ops.backend("cpu"), pytest.raises(AssertionError, match="no code"):
+        ops.gamma_poisson(tensors[0], tensors[1], Rows(tensors[2], None), None, None, counts)
+    with ops.backend("cpu"), pytest.raises(AssertionError, match="genes"):
+        ops.gamma_poisson(tensors[0], tensors[1], Rows(torch.zeros(1, 40), None), None, None, counts)

@@ -80,13 +80,6 @@ def _code(address, cells, cell):
 
 
 @strict
-def _own_rate(logits, own, log_rate):
-    """Write softplus(logits), and its logarithm."""
-    apart()
-    dense.softplus_row(logits, own, log_rate)
-
-
-@strict
 def _add_background(background, own, rate, log_rate):
     """Write the rate with background, and its logarithm."""
     apart()
@@ -230,7 +223,7 @@ def _row(job, row, chunk, parameters, space):
     b = _code(job[_BACKGROUND_CODE], cells, cell)
     y = _code(job[_SCALING_CODE], cells, cell)
     shift = np.float64(log_library[row])
-    _own_rate(logits[row], own, log_rate)
+    dense.softplus_row(logits[row], own, log_rate)
     _add_background(backgrounds[b], own, rate, log_rate)
     _scale(scaling[y], log_scaling[y], rate, log_rate)
     nonzero = all_genes[: stored.gather(counts, cell, all_genes, work)]

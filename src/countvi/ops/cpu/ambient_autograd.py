@@ -33,8 +33,23 @@ def gamma_poisson(
     if log_scaling is None:
         log_scaling = Rows(logits.new_zeros(1, n_genes), None)
     tables = (log_theta, log_background, log_scaling)
+    for rows in tables:
+        _check(rows, counts)
     settings = _Settings(tuple(rows.code for rows in tables), torch.is_grad_enabled())
     return _GammaPoisson.apply(logits, log_library, *(rows.table for rows in tables), counts, settings)
+
+
+def _check(rows: Rows, counts: CountBlock) -> None:
+    """The kernel would read beyond a table, where torch raises."""
+    n_rows, n_genes = rows.table.shape
+    assert n_genes == counts.n_features, f"a table of {n_genes} genes does not fit counts of {counts.n_features}"
+    if rows.code is None:
+        assert n_rows == 1, f"{n_rows} rows in a table, and no code that says which a cell takes"
+        return
+    assert rows.code.shape == (counts.n_cells,), f"{rows.code.shape[0]} codes for {counts.n_cells} cells"
+    assert rows.code.dtype == torch.int64, f"codes of {rows.code.dtype}"
+    in_range = counts.n_cells == 0 or (rows.code.min() >= 0 and rows.code.max() < n_rows)
+    assert in_range, f"codes beyond the {n_rows} rows of a table"
 
 
 class _Settings(NamedTuple):

@@ -162,7 +162,8 @@ def _common_shape(
     logits: Tensor, log_theta: Tensor | None, pi_logits: Tensor | None, log_library: Tensor
 ) -> torch.Size:
     per_gene = [tensor.shape for tensor in (log_theta, pi_logits) if tensor is not None and tensor.ndim > 1]
-    if log_library.shape == logits.shape[:-1] and all(shape == logits.shape for shape in per_gene):
+    per_gene_fits = log_theta is None or log_theta.shape[-1] == logits.shape[-1]
+    if per_gene_fits and log_library.shape == logits.shape[:-1] and all(shape == logits.shape for shape in per_gene):
         return logits.shape  # as in training; torch takes its time over the general case
     dense = [tensor.shape for tensor in (logits, log_theta, pi_logits) if tensor is not None]
     return torch.broadcast_shapes(*dense, (*log_library.shape, logits.shape[-1]))
