@@ -37,6 +37,7 @@ __all__ = [
     "log_rate",
     "log_scale",
     "negative_binomial",
+    "non_negative_least_squares",
     "normal",
     "poisson",
     "rectify",
@@ -354,3 +355,28 @@ def sparse_linear(
     return implementation(weight, *(() if bias is None else (bias,))).sparse_linear(
         counts, weight, bias, log1p, divisor
     )
+
+
+def non_negative_least_squares(gram: Tensor, cross: Tensor) -> Tensor:
+    r"""Least squares with coefficients that are not negative, for many right-hand sides and one design matrix.
+
+    .. math:: x_s = \operatorname{arg\,min}_{x \ge 0} \| A x - y_s \|^2, \qquad G = A^\top A,\; b_s = A^\top y_s
+
+    Parameters
+    ----------
+    gram
+        G, shape ``(columns, columns)``, symmetric and positive semi-definite.
+    cross
+        b, shape ``(rows, columns)``.
+
+    Returns
+    -------
+    Tensor
+        x, shape ``(rows, columns)``; not differentiable. Columns of A that are copies of each other share their part.
+
+    Notes
+    -----
+    Computed in float64. The optimality conditions hold to 1e-10 of the largest entry of a row of b, both scaled to
+    columns of A of length one.
+    """
+    return reference.non_negative_least_squares(gram.detach(), cross.detach())

@@ -6,6 +6,7 @@ are put in place, summed over the genes.
 """
 
 from countvi.ops.reference.gamma_poisson import gamma_poisson
+from countvi.ops.reference.least_squares import non_negative_least_squares
 from countvi.ops.reference.linear import linear, sparse_linear
 from countvi.ops.reference.negative_binomial import negative_binomial
 from countvi.ops.reference.normal import normal
@@ -20,6 +21,7 @@ __all__ = [
     "log_rate",
     "log_scale",
     "negative_binomial",
+    "non_negative_least_squares",
     "normal",
     "poisson",
     "rectify",
