@@ -1,7 +1,8 @@
 """The axis vocabulary: one name for each axis of a tensor, used in every signature.
 
 Axes: ``samples`` (Monte-Carlo draws, always first), ``cells`` (or ``spots``), ``genes`` (``proteins``,
-``peaks``: the features, always last), ``latent``, ``hidden``, ``levels`` (categories of one covariate).
+``peaks``: the features, always last), ``types`` (of cells), ``latent``, ``hidden``, ``levels`` (categories of one
+covariate).
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ CellsLatent = Annotated[Tensor, "*samples cells latent"]
 """Coordinates of cells in the latent space."""
 CellsHidden = Annotated[Tensor, "*samples cells hidden"]
 """Activations of a hidden layer."""
+CellsTypes = Annotated[Tensor, "cells types"]
+"""One number per cell, or spot, and cell type."""
+CellsTypesHidden = Annotated[Tensor, "cells types hidden"]
+"""Activations of a hidden layer, one state of each cell type per cell, or spot."""
 Genes = Annotated[Tensor, "genes"]
 """One number per gene."""
+GenesHidden = Annotated[Tensor, "genes hidden"]
+"""Weight of a layer from hidden units to genes."""
 GenesOrCellsGenes = Annotated[Tensor, "genes | cells genes"]
 """One number per gene, or per cell and gene."""
 Codes = Annotated[Tensor, "cells columns (int64)"]

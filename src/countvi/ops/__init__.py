@@ -17,17 +17,24 @@ not the operation's and adds to what is stated: half a unit in the last place of
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from countvi.batch import CountBlock
 from countvi.ops import reference
-from countvi.ops._backend import active_backend, backend, implementation
+from countvi.ops._backend import active_backend, backend, full, implementation
+from countvi.ops._likelihoods import (
+    gamma_poisson,
+    mixed_types_negative_binomial,
+    negative_binomial_mixture,
+    rate_shape_negative_binomial,
+)
+from countvi.ops.affine import Affine
 from countvi.ops.link import Link
 from countvi.ops.rows import Rows
 from countvi.typing import Cells, CellsGenes, CellsHidden
 
 __all__ = [
+    "Affine",
     "Link",
     "Rows",
     "active_backend",
@@ -36,10 +43,13 @@ __all__ = [
     "linear",
     "log_rate",
     "log_scale",
+    "mixed_types_negative_binomial",
     "negative_binomial",
+    "negative_binomial_mixture",
     "non_negative_least_squares",
     "normal",
     "poisson",
+    "rate_shape_negative_binomial",
     "rectify",
     "scale",
     "sparse_linear",
@@ -137,7 +147,7 @@ def negative_binomial(
     each entry; below 2e-6 of the slopes by :math:`\log\mu` and :math:`\log\theta`, plus 1e-9. For whole cells
     of 2,000 to 20,000 genes and up to 1e5 counts: below 1e-6 of the value.
     """
-    logits, log_library, log_theta = _full(logits), _full(log_library), _full(log_theta)
+    logits, log_library, log_theta = full(logits), full(log_library), full(log_theta)
     chosen = implementation(logits, log_library, log_theta)
     return chosen.negative_binomial(logits, log_library, log_theta, counts, link)
 
@@ -169,55 +179,9 @@ def zero_inflated_negative_binomial(
     right to 3e-6 of its value. At a zero, 2e-6 of log NB(0) adds to the relative error of the slopes, which depend on
     its exponential.
     """
-    logits, log_library, log_theta, pi_logits = (_full(t) for t in (logits, log_library, log_theta, pi_logits))
+    logits, log_library, log_theta, pi_logits = (full(t) for t in (logits, log_library, log_theta, pi_logits))
     chosen = implementation(logits, log_library, log_theta, pi_logits)
     return chosen.zero_inflated_negative_binomial(logits, log_library, log_theta, pi_logits, counts, link)
-
-
-def gamma_poisson(
-    logits: CellsGenes,
-    log_library: Cells,
-    log_theta: Rows,
-    log_background: Rows | None,
-    log_scaling: Rows | None,
-    counts: CountBlock,
-) -> Cells:
-    r"""Log-likelihood of negative binomial counts whose mean has an additive background and a scaling of its gene.
-
-    .. math:: \mu = \ell\, y\, \left(\log(1 + e^{\text{logits}}) + B\right), \qquad
-        \mathrm{Var}[x] = \mu + \mu^2 / \theta
-
-    Parameters
-    ----------
-    logits
-        Of the cell's own expression, any real number, shape ``(*samples, cells, genes)``.
-    log_library
-        Logarithm of :math:`\ell`, ``-inf`` allowed, shape ``(*samples, cells)`` or ``(cells,)``.
-    log_theta
-        Logarithm of the inverse dispersion, between -80 and 80.
-    log_background
-        Logarithm of :math:`B`, ``-inf`` allowed; ``None`` for no background, which gives
-        :func:`negative_binomial` with the softplus.
-    log_scaling
-        Logarithm of :math:`y`; ``None`` for one. The logarithm of :math:`\mu` stays below 80.
-    counts
-        Non-negative, shape ``(cells, genes)``.
-
-    Returns
-    -------
-    Tensor
-        Nats per cell, shape ``(*samples, cells)``; ``-inf`` where a cell with ``log_library = -inf`` has counts.
-
-    Notes
-    -----
-    The tables are differentiated too: a row's slope is the sum over the cells that take it. Error in float32 as in
-    :func:`negative_binomial`; the slopes by ``logits``, ``log_background`` and ``log_scaling`` are right to 3e-6 of
-    their value.
-    """
-    logits, log_library = _full(logits), _full(log_library)
-    tables = (rows.table for rows in (log_theta, log_background, log_scaling) if rows is not None)
-    chosen = implementation(logits, log_library, *tables)
-    return chosen.gamma_poisson(logits, log_library, log_theta, log_background, log_scaling, counts)
 
 
 def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Link) -> Cells:
@@ -242,7 +206,7 @@ def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Li
     Error in float32, for mu in 1e-6 ... 1e6 and counts 0 ... 1e6: below 2e-7 of the value and of the slope by
     :math:`\log\mu` for each entry.
     """
-    logits, log_library = _full(logits), _full(log_library)
+    logits, log_library = full(logits), full(log_library)
     return implementation(logits, log_library).poisson(logits, log_library, counts, link)
 
 
@@ -318,11 +282,6 @@ def rectify(h: Tensor, dropout: float) -> Tensor:
     The share is rounded to a multiple of 2 ** -32 on the CPU.
     """
     return reference.rectify(h, dropout)
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """Widen what mixed precision has narrowed: a likelihood over thousands of genes is no place for 8 bits."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def sparse_linear(

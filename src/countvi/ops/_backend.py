@@ -94,6 +94,11 @@ def implementation(*tensors: Tensor) -> ModuleType:
     return reference
 
 
+def full(tensor: Tensor) -> Tensor:
+    """Widen what mixed precision has narrowed: a likelihood over thousands of genes is no place for 8 bits."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
 @functools.cache
 def _kernels() -> ModuleType | None:
     """Return the compiled kernels, or ``None`` without numba. The first call of all compiles them."""

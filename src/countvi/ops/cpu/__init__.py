@@ -6,12 +6,20 @@ from torch import Tensor
 
 from countvi.ops.cpu.autograd import negative_binomial, poisson, sparse_linear, zero_inflated_negative_binomial
 from countvi.ops.cpu.product import linear
+from countvi.ops.reference import (
+    mixed_types_negative_binomial,
+    negative_binomial_mixture,
+    rate_shape_negative_binomial,
+)
 
 __all__ = [
     "gamma_poisson",
     "linear",
+    "mixed_types_negative_binomial",
     "negative_binomial",
+    "negative_binomial_mixture",
     "poisson",
+    "rate_shape_negative_binomial",
     "sparse_linear",
     "zero_inflated_negative_binomial",
 ]

@@ -8,10 +8,12 @@ are put in place, summed over the genes.
 from countvi.ops.reference.gamma_poisson import gamma_poisson
 from countvi.ops.reference.least_squares import non_negative_least_squares
 from countvi.ops.reference.linear import linear, sparse_linear
+from countvi.ops.reference.mixture import negative_binomial_mixture
 from countvi.ops.reference.negative_binomial import negative_binomial
 from countvi.ops.reference.normal import normal
 from countvi.ops.reference.poisson import poisson
 from countvi.ops.reference.rate import log_rate, log_scale, scale
+from countvi.ops.reference.rate_shape import mixed_types_negative_binomial, rate_shape_negative_binomial
 from countvi.ops.reference.rectifier import rectify
 from countvi.ops.reference.zero_inflated import zero_inflated_negative_binomial
 
@@ -20,10 +22,13 @@ __all__ = [
     "linear",
     "log_rate",
     "log_scale",
+    "mixed_types_negative_binomial",
     "negative_binomial",
+    "negative_binomial_mixture",
     "non_negative_least_squares",
     "normal",
     "poisson",
+    "rate_shape_negative_binomial",
     "rectify",
     "scale",
     "sparse_linear",

@@ -36,3 +36,14 @@ def binet_slope(a: Tensor) -> Tensor:
     series = -r2 * (1 / 12 - r2 * (1 / 120 - r2 * (1 / 252 - r2 * (1 / 240 - r2 / 132))))
     a = a.clamp(max=_CUT)
     return torch.where(a < _CUT, a.digamma() - a.log() + 0.5 / a, series)
+
+
+def log_ratio(x: Tensor, theta: Tensor, binet_theta: Tensor) -> Tensor:
+    """Return lgamma(x + theta) - lgamma(theta) - x log(theta), in float64; ``binet_theta`` is ``binet(theta)``."""
+    return (x + theta - 0.5) * torch.log1p(x / theta) - x + binet(x + theta) - binet_theta
+
+
+def log_ratio_slope(x: Tensor, theta: Tensor, slope_theta: Tensor) -> Tensor:
+    """Return the derivative of :func:`log_ratio` by log(theta); ``slope_theta`` is ``binet_slope(theta)``."""
+    inner = torch.log1p(x / theta) + binet_slope(x + theta) - slope_theta
+    return theta * inner - x + 0.5 * x / (x + theta)

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from countvi.batch import CountBlock
 from countvi.ops.link import Link
-from countvi.ops.reference.gamma import binet, binet_slope
+from countvi.ops.reference.gamma import binet, binet_slope, log_ratio, log_ratio_slope
 from countvi.ops.reference.rate import log_rate, softplus
 from countvi.ops.reference.stored import at_stored, put_stored
 from countvi.typing import Cells, CellsGenes
@@ -97,14 +97,9 @@ class _Stored:
     def softened(self) -> Tensor:
         return softplus(self.delta)
 
-    @cached_property
-    def log1p_ratio(self) -> Tensor:
-        return torch.log1p(self.x / self.theta)
-
     def log_prob(self) -> Tensor:
         x, theta = self.x, self.theta
-        remainder = binet(x + theta) - self._at_entries(binet(self._log_theta.exp()))
-        ratio = (x + theta - 0.5) * self.log1p_ratio - x + remainder
+        ratio = log_ratio(x, theta, self._at_entries(binet(self._log_theta.exp())))
         # A stored zero in an empty cell would be 0 * -inf.
         power = torch.where(x > 0, x * self.log_mu, 0.0)
         return power - (x + theta) * self.softened + ratio - torch.lgamma(x + 1)
@@ -114,6 +109,5 @@ class _Stored:
 
     def d_log_theta(self) -> Tensor:
         x, theta = self.x, self.theta
-        slope = binet_slope(x + theta) - self._at_entries(binet_slope(self._log_theta.exp()))
-        ratio = theta * (self.log1p_ratio + slope) - x + 0.5 * x / (x + theta)
+        ratio = log_ratio_slope(x, theta, self._at_entries(binet_slope(self._log_theta.exp())))
         return ratio - theta * self.softened + (x + theta) * torch.sigmoid(self.delta)
