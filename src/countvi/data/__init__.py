@@ -5,6 +5,7 @@ from __future__ import annotations
 from countvi.data.confounding import confounding_table, warn_of_confounding
 from countvi.data.container import is_mudata
 from countvi.data.dataset import Dataset, bind, covariate_codes, prepare_query, prepare_query_mudata
+from countvi.data.extend import extend
 from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.data.h5mu import read_h5mu, write_h5mu
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
@@ -42,6 +43,7 @@ __all__ = [
     "epoch_batches",
     "epoch_pools",
     "even_batches",
+    "extend",
     "is_mudata",
     "make_split",
     "open_source",

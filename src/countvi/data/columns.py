@@ -92,8 +92,8 @@ def codes_of(values: pd.Series, column: Column) -> NDArray[np.int64]:
         message = (
             f"obs[{column.key!r}] ({column.role}) has {len(unseen)} "
             f"{'category' if len(unseen) == 1 else 'categories'} in {n_cells:,} cells that the model does not know: "
-            f"{_list(unseen)}. It knows {_list(column.categories)}.{hint} Rename them to known categories, or "
-            "train a model on both data sets."
+            f"{_list(unseen)}. It knows {_list(column.categories)}.{hint} Rename them to known categories, "
+            "map these cells onto the model with `load_query_data`, or train a model on both data sets."
         )
         raise MismatchError(message)
     return table[coded.codes]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from countvi import query, seeding
 from countvi.errors import OptionError
-from countvi.estimators import _training
+from countvi.estimators import _mapping, _training
 from countvi.estimators._indices import Indices
 from countvi.estimators._trainable import Trainable
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from anndata import AnnData
     from mudata import MuData
 
@@ -23,6 +26,73 @@ _EVIDENCE_BATCH = 64
 
 class CountEstimator(Trainable, ABC):
     """Base of the estimators: the read-outs that every model has."""
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData | MuData,
+        reference_model: Self | str | Path,
+        *,
+        unfrozen: bool = False,
+        freeze_dropout: bool = False,
+        freeze_expression: bool = True,
+        freeze_decoder_first_layer: bool = True,
+        freeze_batchnorm_encoder: bool = True,
+        freeze_batchnorm_decoder: bool = False,
+        freeze_library_encoder: bool = False,
+        device: str = "cpu",
+        seed: int | None = None,
+    ) -> Self:
+        """Map new cells onto a trained model, which keeps what it knows (Lotfollahi et al. 2022).
+
+        The result is a model of the new cells with the same cell states as the reference. Their batches, and categories
+        of other covariates that the reference does not know, become new rows of its tables; :meth:`train` then learns
+        these rows and holds the rest, to the bit. New rows start at the mean of the known ones.
+
+        Parameters
+        ----------
+        adata
+            New cells, with the columns of ``obs`` that the reference was set up with; no set-up is needed. Genes are
+            matched by name; where some are missing, call ``prepare_query_anndata`` (``prepare_query_mudata``) first.
+        reference_model
+            A trained model of this class, or the folder that it was saved to.
+        unfrozen
+            Hold nothing: go on training the whole model, on the new cells alone.
+        freeze_dropout
+            Train without dropout.
+        freeze_expression
+            Hold the first layer of the encoders.
+        freeze_decoder_first_layer
+            Hold the first layer of the decoders.
+        freeze_batchnorm_encoder, freeze_batchnorm_decoder
+            Hold batch normalisation, and normalise with the reference's statistics in training too.
+        freeze_library_encoder
+            Hold the network that infers library sizes, in models that infer them.
+        device
+            Where to put the model.
+        seed
+            Of :meth:`train` where it is given none; by default the reference's.
+
+        Returns
+        -------
+        Self
+            To be trained, unless the reference knows every category and there is nothing to learn.
+
+        Raises
+        ------
+        MismatchError
+            If the cells lack genes of the reference.
+        UnknownNameError
+            If ``obs`` lacks a column.
+
+        Examples
+        --------
+        >>> mapped = countvi.SCVI.load_query_data(adata, "reference/")  # doctest: +SKIP
+        >>> mapped.train()  # doctest: +SKIP
+        >>> adata.obsm["X_scVI"] = mapped.get_latent_representation()  # doctest: +SKIP
+        """
+        freezing = {name: value for name, value in locals().items() if name == "unfrozen" or name.startswith("freeze_")}
+        return _mapping.load_query_data(cls, adata, reference_model, freezing, device=device, seed=seed)
 
     def get_latent_representation(
         self,

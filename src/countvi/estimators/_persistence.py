@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from countvi import data as data_layer
 from countvi import files
 from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
+from countvi.estimators._mapping import Mapped
 from countvi.train import Row
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     E = TypeVar("E", bound=Trainable)
 
 _SPLIT = "split."
+_MAPPED = "mapped"
 _PACKAGES = ("countvi", "torch", "numpy", "scipy", "anndata")
 
 
@@ -54,6 +56,7 @@ def save(model: Trainable, path: str | Path, *, overwrite: bool, save_anndata: b
         data_fingerprint=model._training_fingerprint(),
         is_trained=model.is_trained,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        extra={} if model._mapped is None else {_MAPPED: model._mapped.to_json()},
     )
     write_data = partial(_write_data, adata) if save_anndata and adata is not None else None
     files.write_model(path, manifest, tensors, overwrite=overwrite, write_data=write_data)
@@ -96,6 +99,9 @@ def load(model_class: type[E], path: str | Path, adata: Container | Literal[Fals
     registry = data_layer.Registry.from_json(manifest.registry)
     model = model_class._restore(None if adata is False else adata, registry, manifest.init_args, manifest.seed or 0)
     load_weights(model.module, {name: t for name, t in tensors.items() if not name.startswith(_SPLIT)}, path)
+    if _MAPPED in manifest.extra:
+        model._mapped = Mapped.from_json(manifest.extra[_MAPPED])
+        model._mapped.hold(model.module)
     model._rows = _rows(manifest.history)
     model.is_trained = manifest.is_trained
     model._fingerprint = manifest.data_fingerprint

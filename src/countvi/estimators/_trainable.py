@@ -16,6 +16,7 @@ from countvi import query, seeding
 from countvi.errors import MismatchError, NotSetUpError, NotTrainedError, OptionError
 from countvi.estimators import _persistence, _training
 from countvi.estimators._checked import CheckedCells
+from countvi.estimators._describe import describe
 from countvi.estimators._indices import Indices, resolve_rows
 from countvi.models._base import CountModel
 from countvi.train import Callback, EarlyStopping, Row, TrainingPlan, progress_callback
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from countvi.data.container import Container
+    from countvi.estimators import _mapping
 
 _QUERY_BATCH = 512
 
@@ -47,6 +49,8 @@ class Trainable(ABC):
     """
 
     _set_up_by: ClassVar[str] = "setup_anndata"
+    _loaded: bool = False
+    """Whether saved weights follow, so that what is built need not be computed from the data."""
 
     def __init__(
         self, adata: Container | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
@@ -60,6 +64,7 @@ class Trainable(ABC):
         self._rows: list[Row] = []
         self._split: data_layer.Split | None = None
         self._fingerprint: str | None = None
+        self._mapped: _mapping.Mapped | None = None
         if self._data is not None:
             self._check_counts(self._data)
         with seeding.forked(self.seed):
@@ -222,6 +227,7 @@ class Trainable(ABC):
         )
         fabric = _training.make_fabric(accelerator, devices, strategy, precision, logger)
         hooks = [*progress_callback(enable_progress_bar), *callbacks]
+        self._need_something_to_learn()
         dataset = self._need_data()
         self._split, result = _training.train(
             fabric, self.module, dataset, request, hooks, split=self._split, first_epoch=len(self._rows)
@@ -359,6 +365,14 @@ class Trainable(ABC):
             raise MismatchError(message)
         return self._data
 
+    def _need_something_to_learn(self) -> None:
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            message = (
+                "There is nothing to train: the reference knows every category of these cells, and all else is held. "
+                "The read-outs can be used as they are; to adapt more, pass freeze_...=False to load_query_data."
+            )
+            raise OptionError(message)
+
     def _training_fingerprint(self) -> str | None:
         if self._fingerprint is None and self._data is not None:
             self._fingerprint = self._data.fingerprint()
@@ -374,24 +388,4 @@ class Trainable(ABC):
         return self._split
 
     def __repr__(self) -> str:
-        state = f"trained, {len(self._rows)} epochs" if self.is_trained else "not trained"
-        purposes = self.registry.purposes
-        covariates = []
-        for i, column in enumerate(self.registry.columns):
-            if column.key is not None:
-                serves = ", ".join(purposes.of(i)) if purposes is not None else ""
-                covariates.append(
-                    f"  {serves or column.role}: obs[{column.key!r}], {len(column.categories)} categories"
-                )
-        return "\n".join(
-            [
-                f"{type(self).__name__} ({state})",
-                *(f"  data: {m.n_features:,} features in {_where(m)}" for m in self.registry.modalities),
-                *covariates,
-                "  options: " + ", ".join(f"{name}={value!r}" for name, value in self._init_args.items()),
-            ]
-        )
-
-
-def _where(modality: data_layer.Modality) -> str:
-    return modality.location if modality.part is None else f"{modality.part}: {modality.location}"
+        return describe(self)

@@ -1,15 +1,32 @@
-"""Which rows of a table of levels the cells of a minibatch take."""
+"""Tables with a row per level of covariates: who has them, and which rows the cells of a minibatch take."""
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from countvi.batch import Design, Factor
+
+
+class ByLevel(nn.Module, ABC):
+    """Base of every part of a model that has tables with a row per level of covariates.
+
+    It is how a model grows when cells with new levels are mapped onto it; see :mod:`countvi.nn.surgery`. The rows of a
+    table are the levels of the first covariate, below them those of the second, and so on. Without covariates there is
+    one row, which all cells share.
+    """
+
+    factors: tuple[Factor, ...]
+    """The covariates, in the order of their rows."""
+    tables: ClassVar[tuple[str, ...]]
+    """Names of the parameters and buffers that are such tables."""
+    single_level_has_row: ClassVar[bool] = True
+    """Whether a covariate with one level has a row; if not, it is as if that row were zero."""
 
 
 class Combinations(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from countvi.batch import CountBlock, Design, Factor
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Given, Latent
+from countvi.nn.levels import ByLevel
 
 # Two cells may have the same total by chance; a prior that narrow would be a constraint to it.
 _MIN_LIBRARY_SCALE = 0.05
@@ -41,7 +42,7 @@ class SizeFactorLibrary(nn.Module):
         return Given()
 
 
-class LogNormalLibrary(nn.Module):
+class LogNormalLibrary(ByLevel):
     r"""Inferred library size, :math:`\log \ell_n \sim \mathrm{Normal}(m_{s_n}, v_{s_n})` with moments per batch.
 
     Parameters
@@ -54,6 +55,7 @@ class LogNormalLibrary(nn.Module):
         Prior mean and standard deviation of the log library size per level, shape ``(levels,)``.
     """
 
+    tables = ("loc", "scale")
     loc: Tensor
     scale: Tensor
 
@@ -61,6 +63,7 @@ class LogNormalLibrary(nn.Module):
         super().__init__()
         self.encode = encode
         self.batch = batch
+        self.factors = (batch,)
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
 
@@ -74,7 +77,7 @@ class LogNormalLibrary(nn.Module):
         return Gaussian(loc=self.loc[level], scale=self.scale[level], event_dims=0)
 
 
-class ResidualLibrary(nn.Module):
+class ResidualLibrary(ByLevel):
     r"""Inferred library size that starts from the total count.
 
     .. math::
@@ -95,6 +98,7 @@ class ResidualLibrary(nn.Module):
         c, m and v.
     """
 
+    tables = ("loc", "scale")
     loc: Tensor
     scale: Tensor
     centre: Tensor
@@ -103,6 +107,7 @@ class ResidualLibrary(nn.Module):
         super().__init__()
         self.encode = encode
         self.group = group
+        self.factors = (group,)
         self.weight = nn.Parameter(torch.ones(()))
         self.register_buffer("loc", moments.loc.clone())
         self.register_buffer("scale", moments.scale.clone())

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from countvi import ops
 from countvi.batch import CountBlock, Design, Factor
+from countvi.nn.levels import ByLevel
 
 
-class LevelTable(nn.Module):
+class LevelTable(ByLevel):
     """A vector per level of each categorical covariate, summed over covariates.
 
     Parameters
@@ -28,6 +29,8 @@ class LevelTable(nn.Module):
         Length of the vectors.
     """
 
+    tables = ("weight",)
+    single_level_has_row = False
     offsets: Tensor
     columns: Tensor
 
@@ -121,7 +124,7 @@ class Head(nn.Linear):
         return ops.linear(input, self.weight, self.bias)
 
 
-class CovariateFeatures(nn.Module):
+class CovariateFeatures(ByLevel):
     """Continuous covariates and, where asked, a learned vector per batch, side by side.
 
     Parameters
@@ -134,10 +137,13 @@ class CovariateFeatures(nn.Module):
         Length of those vectors.
     """
 
+    tables = ("embedding.weight",)
+
     def __init__(self, n_continuous: int, embedded: Factor | None = None, n_embedding: int = 5) -> None:
         super().__init__()
         self.n_continuous = n_continuous
         self.embedded = embedded
+        self.factors = () if embedded is None else (embedded,)
         self.embedding = nn.Embedding(embedded.n_levels, n_embedding) if embedded is not None else None
 
     @property

@@ -31,11 +31,14 @@ class BatchNorm(nn.BatchNorm1d):
 
     def __init__(self, n_units: int) -> None:
         super().__init__(n_units, eps=_EPS, momentum=_MOMENTUM)
+        self.frozen = False
+        """Whether training, too, uses the running statistics and leaves them as they are."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(*samples, cells, units)`` over everything but the units."""
         flat = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
-        if self.training and flat.shape[0] > 1 and self.num_batches_tracked is not None:
+        by_batch = self.training and not self.frozen and flat.shape[0] > 1
+        if by_batch and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         normed = functional.batch_norm(
             flat,
@@ -43,7 +46,7 @@ class BatchNorm(nn.BatchNorm1d):
             self.running_var,
             self.weight,
             self.bias,
-            training=self.training and flat.shape[0] > 1,
+            training=by_batch,
             momentum=_MOMENTUM,
             eps=self.eps,
         )

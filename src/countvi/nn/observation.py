@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from countvi.batch import Design, Factor
 from countvi.likelihoods import CountLikelihood, NegativeBinomial, Normal, Poisson, Rate, ZeroInflatedNegativeBinomial
+from countvi.nn.levels import ByLevel
 from countvi.nn.linear import Head
 
 
@@ -28,12 +29,15 @@ class PerGene(nn.Module):
         return self.value
 
 
-class PerGeneLevel(nn.Module):
+class PerGeneLevel(ByLevel):
     """One dispersion per gene and level of a covariate (batch or label)."""
+
+    tables = ("value",)
 
     def __init__(self, n_genes: int, factor: Factor) -> None:
         super().__init__()
         self.factor = factor
+        self.factors = (factor,)
         self.value = nn.Parameter(torch.randn(factor.n_levels, n_genes))
 
     def forward(self, hidden: Tensor, design: Design) -> Tensor:

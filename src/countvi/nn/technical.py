@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from countvi.batch import Design, Factor
-from countvi.nn.levels import combinations, n_rows
+from countvi.nn.levels import ByLevel, combinations, n_rows
 from countvi.nn.priors import DispersionPrior, GammaPrior
 from countvi.ops import Rows, log_scale
 from countvi.ops.link import Link
@@ -32,7 +32,7 @@ _LOG_THETA_RANGE = (-60.0, 60.0)
 _INITIAL_LOG_SCALE = math.log(0.1)
 
 
-class Background(nn.Module):
+class Background(ByLevel):
     r"""Ambient counts that every cell of a level has: :math:`B = \sum_k e^{\beta_k}` over covariates k.
 
     Parameters
@@ -44,6 +44,8 @@ class Background(nn.Module):
     prior
         Of the total, in counts of an average cell; each of the covariates has its share of it. ``None`` for none.
     """
+
+    tables = ("beta",)
 
     def __init__(self, factors: Sequence[Factor], n_genes: int, prior: GammaPrior | None = None) -> None:
         super().__init__()
@@ -70,7 +72,7 @@ class Background(nn.Module):
         return list(self.beta.exp().split([factor.n_levels for factor in self.factors]))
 
 
-class FeatureScaling(nn.Module):
+class FeatureScaling(ByLevel):
     r"""Factor of each gene that depends on technical covariates: :math:`y = \prod_t \mathrm{softplus}(\gamma_t) / 0.7`.
 
     Parameters
@@ -82,6 +84,8 @@ class FeatureScaling(nn.Module):
     prior
         Of each factor.
     """
+
+    tables = ("gamma",)
 
     def __init__(self, factors: Sequence[Factor], n_genes: int, prior: GammaPrior = SCALING_PRIOR) -> None:
         super().__init__()
@@ -107,7 +111,7 @@ class FeatureScaling(nn.Module):
         return list(_log_factor(self.gamma).exp().split(sizes))
 
 
-class PosteriorDispersion(nn.Module):
+class PosteriorDispersion(ByLevel):
     r"""Inverse dispersion with a posterior, :math:`\log\theta \sim \mathrm{Normal}(\mu, \sigma)` per gene and level.
 
     In training a draw of it is used, one for all cells of a minibatch, from the same stream as dropout; in evaluation
@@ -122,6 +126,8 @@ class PosteriorDispersion(nn.Module):
     prior
         Prior of the levels' dispersions.
     """
+
+    tables = ("loc", "log_scale")
 
     def __init__(self, n_genes: int, factor: Factor | None = None, prior: DispersionPrior = DISPERSION_PRIOR) -> None:
         super().__init__()

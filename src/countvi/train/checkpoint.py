@@ -58,6 +58,7 @@ class RunState:
 def signature(model: nn.Module) -> str:
     """Short name of what a model consists of: which weights, of which shapes."""
     parts = [f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
+    parts += [f"{name} held" for name, parameter in model.named_parameters() if not parameter.requires_grad]
     return f"{len(parts)} tensors, {hashlib.sha256('; '.join(parts).encode()).hexdigest()[:8]}"
 
 

@@ -114,7 +114,8 @@ class _Run:
         self.dtype = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
         self.model = model.to(device=fabric.device, dtype=self.dtype)
         self.plan = config.plan
-        self.parameters = InOnePiece(parameter for parameter in model.parameters() if parameter.requires_grad)
+        moving = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+        self.parameters = InOnePiece(moving, model.moving_rows)
         self.optimizer = _OPTIMIZERS[self.plan.optimizer](
             self.parameters.seen,
             lr=self.plan.peak_lr,
@@ -230,9 +231,9 @@ class _Run:
                 loss.backward()
             else:
                 self.fabric.backward(loss)
-            if self.plan.gradient_clip_val is not None:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.gradient_clip_val)
             self.parameters.share_gradients()
+            if self.plan.gradient_clip_val is not None:
+                torch.nn.utils.clip_grad_norm_(self.parameters.seen, self.plan.gradient_clip_val)
             self.optimizer.step()
             tally.add(sums, batch.n_cells)
         self.state.steps_done += 1
