@@ -18,15 +18,30 @@ if TYPE_CHECKING:
     from countvi import io, metrics, plot
     from countvi import plot as pl
     from countvi.estimators.ambient import AmbientRegularizedSCVI
+    from countvi.estimators.condscvi import CondSCVI
+    from countvi.estimators.destvi import DestVI
     from countvi.estimators.multimodal import RegularizedMultimodalVI
     from countvi.estimators.scvi import SCVI
 
 __version__ = "0.1.0"
 
-__all__ = ["SCVI", "AmbientRegularizedSCVI", "RegularizedMultimodalVI", "__version__", "io", "metrics", "pl", "plot"]
+__all__ = [
+    "SCVI",
+    "AmbientRegularizedSCVI",
+    "CondSCVI",
+    "DestVI",
+    "RegularizedMultimodalVI",
+    "__version__",
+    "io",
+    "metrics",
+    "pl",
+    "plot",
+]
 
 _OBJECTS = {
     "AmbientRegularizedSCVI": "countvi.estimators.ambient",
+    "CondSCVI": "countvi.estimators.condscvi",
+    "DestVI": "countvi.estimators.destvi",
     "RegularizedMultimodalVI": "countvi.estimators.multimodal",
     "SCVI": "countvi.estimators.scvi",
 }

@@ -181,12 +181,16 @@ class Design:
         Which cells each modality was measured in, shape ``(cells,)``, bool, by name. A modality that is not named was
         measured in all cells; ``None`` is short for an empty mapping. The row of counts of a cell that a modality was
         not measured in is empty, and says nothing about the cell.
+    position
+        Row of each cell in the tables of a model that has parameters of single cells, shape ``(cells,)``, int64;
+        ``None`` where there are no such tables.
     """
 
     codes: Codes
     continuous: Tensor
     size_factor: Tensor | None = None
     present: Mapping[str, Tensor] | None = None
+    position: Tensor | None = None
 
     @property
     def n_cells(self) -> int:
@@ -214,6 +218,7 @@ class Design:
             continuous=self.continuous.to(device=device, dtype=dtype),
             size_factor=None if self.size_factor is None else self.size_factor.to(device=device, dtype=dtype),
             present=None if self.present is None else {k: v.to(device=device) for k, v in self.present.items()},
+            position=None if self.position is None else self.position.to(device=device),
         )
 
 

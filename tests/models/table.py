@@ -268,5 +268,101 @@ _REGULARIZED = [
     ),
 ]
 
-ROWS = [_scvi(options, keys) for options, keys in _grid()] + _REGULARIZED
+
+_STATES, _SHARES, _SPOTS = ("both", "latent"), ("both", "proportion"), N_CELLS
+
+
+def _build_condscvi(options: dict[str, Any], keys: dict[str, Any], seed: int) -> tuple[CountModel, Batch]:
+    adata = cells().copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        countvi.CondSCVI.setup_anndata(adata, **keys)
+        registry = countvi.CondSCVI._registry_of(adata)
+        arguments = {"n_hidden": N_HIDDEN, "n_latent": N_LATENT, **options}
+        model = countvi.CondSCVI._restore(adata, registry, arguments, seed)
+    return model.module, model._need_data().batch(np.arange(N_CELLS))
+
+
+def _count_condscvi(options: dict[str, Any], keys: dict[str, Any]) -> int:
+    """Number of learned numbers, from the equations."""
+    labels = N_LABELS if "labels_key" in keys else 0
+    batches = N_BATCHES if "batch_key" in keys else 0
+    later, n_layers = options.get("generation") == "mean-dispersion", options.get("n_layers", 2)
+    columns, vector = (0, 5) if later else (batches, 0)
+
+    def trunk(n_in: int, batch: bool) -> int:
+        first = n_in + vector * batch + labels + columns * batch + 1
+        return N_HIDDEN * (first + (n_layers - 1) * (N_HIDDEN + labels + columns * batch + 1))
+
+    n = trunk(N_GENES, options.get("encode_covariates", False)) + 2 * N_LATENT * (N_HIDDEN + 1)
+    n += trunk(N_LATENT, True) + N_GENES * (N_HIDDEN + 1) + N_GENES
+    if later:
+        n += 5 * max(batches, 1) + N_GENES * max(labels, 1)
+    if options.get("prior") == "mog":
+        n += max(labels, 1) * options["num_classes_mog"] * (2 * N_LATENT + 1)
+    return n
+
+
+def _condscvi(options: dict[str, Any], keys: dict[str, Any]) -> Row:
+    words = [str(v) if isinstance(v, str) else f"{k}={v}" for k, v in options.items()]
+    return Row(
+        name=f"condscvi-{'+'.join(keys) or 'bare'}-{','.join(words)}",
+        build=partial(_build_condscvi, options, keys),
+        n_parameters=_count_condscvi(options, keys),
+        batch_matters="batch_key" in keys,
+        not_drawn=frozenset({"label_bias", "log_scale", "prior_of_state.logits"}),
+    )
+
+
+@cache
+def reference(keys: tuple[str, ...]) -> countvi.CondSCVI:
+    """A single-cell model on the cells above, hardly trained."""
+    adata = cells()[np.arange(N_CELLS) != 4].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        countvi.CondSCVI.setup_anndata(adata, **{key: _BATCH[key] for key in keys})
+        model = countvi.CondSCVI(adata, n_hidden=N_HIDDEN, n_latent=N_LATENT)
+        model.train(1, enable_progress_bar=False)
+    return model
+
+
+def _build_destvi(options: dict[str, Any], keys: tuple[str, ...], seed: int) -> tuple[CountModel, Batch]:
+    slide = cells().copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        countvi.DestVI.setup_anndata(slide)
+        model = countvi.DestVI.from_rna_model(slide, reference(keys), seed=seed, **options)
+    return model.module, model._need_data().batch(np.arange(N_CELLS))
+
+
+def _destvi(options: dict[str, Any], keys: tuple[str, ...] = ("labels_key",)) -> Row:
+    n_types, how = N_LABELS if keys else 1, options.get("amortization", "none")
+    n = 2 * N_GENES
+    for names, size in ((_STATES, n_types * N_LATENT), (_SHARES, n_types + 1)):
+        network = N_HIDDEN * (N_GENES + 1) + N_HIDDEN * (N_HIDDEN + 1) + size * (N_HIDDEN + 1)
+        n += network if how in names else _SPOTS * size
+    words = [str(v) if isinstance(v, str) else f"{k}={v}" for k, v in options.items()]
+    return Row(
+        name=f"destvi-{'+'.join(keys) or 'bare'}-{','.join(words)}",
+        build=partial(_build_destvi, options, keys),
+        n_parameters=n,
+        batch_matters=False,
+        not_drawn=frozenset({"log_alpha", "eta", "table"}),
+    )
+
+
+_LATER = {"generation": "mean-dispersion"}
+_DECONVOLUTION = [
+    _condscvi({}, {}),
+    _condscvi({}, {"labels_key": "label"}),
+    _condscvi({"weight_obs": True, "encode_covariates": True}, _BATCH),
+    _condscvi({"n_layers": 1, "log_variational": False, "dropout_rate": 0.0}, _BATCH),
+    _condscvi(_LATER, _BATCH),
+    _condscvi({**_LATER, "prior": "mog", "num_classes_mog": 4, "encode_covariates": True}, _BATCH),
+    *(_destvi({"amortization": how}) for how in ("none", "latent", "proportion", "both")),
+    _destvi({"vamp_prior_p": 2, "l1_reg": 3.0, "entropy_reg": 2.0, "gamma_reg": 0.5}, ("labels_key", "batch_key")),
+    _destvi({"vamp_prior_p": None, "amortization": "both"}, ()),
+]
+
+ROWS = [_scvi(options, keys) for options, keys in _grid()] + _REGULARIZED + _DECONVOLUTION
 """Add the rows of further models here."""

@@ -9,6 +9,7 @@ from countvi.data.extend import extend
 from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.data.h5mu import read_h5mu, write_h5mu
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
+from countvi.data.placement import placed, unique_names
 from countvi.data.purposes import CovariateKeys
 from countvi.data.registry import BATCH_COLUMN, Column, Modality, Purposes, Registry
 from countvi.data.rows import ColumnMap
@@ -47,6 +48,7 @@ __all__ = [
     "is_mudata",
     "make_split",
     "open_source",
+    "placed",
     "prepare_query",
     "prepare_query_mudata",
     "read_h5mu",
@@ -57,6 +59,7 @@ __all__ = [
     "setup_mudata",
     "split_from_indices",
     "summarize",
+    "unique_names",
     "warn_of_confounding",
     "write_h5mu",
 ]

@@ -57,6 +57,8 @@ class Dataset:
     present
         Which cells a modality was measured in, shape ``(cells,)``, bool, by modality; those measured in all cells are
         left out.
+    position
+        Row of each cell in a model's tables of single cells, shape ``(cells,)``, int64; ``placed`` sets it.
     """
 
     registry: Registry
@@ -66,6 +68,7 @@ class Dataset:
     size_factor: Tensor | None
     obs_names: pd.Index
     present: Mapping[str, Tensor] = field(default_factory=dict)
+    position: Tensor | None = None
     _summaries: dict[str, CountSummary] = field(default_factory=dict, repr=False)
 
     @property
@@ -89,6 +92,7 @@ class Dataset:
                 continuous=self.continuous[index],
                 size_factor=None if self.size_factor is None else self.size_factor[index],
                 present={name: cells[index] for name, cells in self.present.items()} or None,
+                position=None if self.position is None else self.position[index],
             ),
         )
 
@@ -114,6 +118,7 @@ class Dataset:
             size_factor=None if self.size_factor is None else self.size_factor[index],
             obs_names=self.obs_names[rows],
             present={name: cells[index] for name, cells in self.present.items()},
+            position=None if self.position is None else self.position[index],
         )
 
     def summary(self, modality: str) -> CountSummary:

@@ -24,8 +24,72 @@ if TYPE_CHECKING:
 _EVIDENCE_BATCH = 64
 
 
-class CountEstimator(Trainable, ABC):
-    """Base of the estimators: the read-outs that every model has."""
+class ScoredEstimator(Trainable, ABC):
+    """Base of the estimators: how well the model explains cells."""
+
+    def get_elbo(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Indices = None,
+        *,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> float | np.ndarray:
+        """Return the evidence lower bound per cell in nats: higher is better.
+
+        One draw of the latent variables, KL at full weight, no global terms.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            Which cells: other data, rows or a mask, and how many at a time.
+        return_mean
+            The mean over cells, or one value per cell, shape ``(cells,)``.
+        seed
+            Of the draw.
+        """
+        values = query.elbo(self.module, self._cells(adata, indices, batch_size), seed=seed)
+        return _mean(values) if return_mean else values
+
+    def get_reconstruction_error(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Indices = None,
+        *,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> dict[str, float] | dict[str, np.ndarray]:
+        """Return the negative log-likelihood per cell in nats given a draw of the latent variables: lower is better.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            Which cells; see :meth:`get_latent_representation`.
+        return_mean
+            The mean over cells, or one value per cell, shape ``(cells,)``.
+        seed
+            Of the draw.
+
+        Returns
+        -------
+        dict
+            ``{"reconstruction_loss": ...}``; a model of several modalities has one entry for each, NaN in cells that a
+            modality was not measured in, which do not count in its mean.
+        """
+        cells = self._cells(adata, indices, batch_size)
+        errors, measured = query.reconstruction(self.module, cells, seed=seed), self._measured(cells)
+        found: dict[str, Any] = {}
+        for modality, values in errors.items():
+            name = "reconstruction_loss" if len(errors) == 1 else modality
+            present = measured.get(modality, np.ones(len(values), dtype=bool))
+            found[name] = _mean(values[present]) if return_mean else np.where(present, values, np.nan)
+        return found
+
+
+class CountEstimator(ScoredEstimator, ABC):
+    """Base of the estimators whose latent variables have a posterior: cell states and evidence."""
 
     @classmethod
     def load_query_data(
@@ -135,66 +199,6 @@ class CountEstimator(Trainable, ABC):
             loc, scale = query.latent_moments(self.module, cells)
             return loc, scale**2
         return query.latent_states(self.module, cells, give_mean=give_mean, mc_samples=mc_samples, seed=seed)
-
-    def get_elbo(
-        self,
-        adata: AnnData | MuData | None = None,
-        indices: Indices = None,
-        *,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-        seed: int = seeding.DEFAULT_SEED,
-    ) -> float | np.ndarray:
-        """Return the evidence lower bound per cell in nats: higher is better.
-
-        One draw of the latent variables, KL at full weight, no global terms.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            Which cells; see :meth:`get_latent_representation`.
-        return_mean
-            The mean over cells, or one value per cell, shape ``(cells,)``.
-        seed
-            Of the draw.
-        """
-        values = query.elbo(self.module, self._cells(adata, indices, batch_size), seed=seed)
-        return _mean(values) if return_mean else values
-
-    def get_reconstruction_error(
-        self,
-        adata: AnnData | MuData | None = None,
-        indices: Indices = None,
-        *,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-        seed: int = seeding.DEFAULT_SEED,
-    ) -> dict[str, float] | dict[str, np.ndarray]:
-        """Return the negative log-likelihood per cell in nats given a draw of the latent variables: lower is better.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            Which cells; see :meth:`get_latent_representation`.
-        return_mean
-            The mean over cells, or one value per cell, shape ``(cells,)``.
-        seed
-            Of the draw.
-
-        Returns
-        -------
-        dict
-            ``{"reconstruction_loss": ...}``; a model of several modalities has one entry for each, NaN in cells that a
-            modality was not measured in, which do not count in its mean.
-        """
-        cells = self._cells(adata, indices, batch_size)
-        errors, measured = query.reconstruction(self.module, cells, seed=seed), self._measured(cells)
-        found: dict[str, Any] = {}
-        for modality, values in errors.items():
-            name = "reconstruction_loss" if len(errors) == 1 else modality
-            present = measured.get(modality, np.ones(len(values), dtype=bool))
-            found[name] = _mean(values[present]) if return_mean else np.where(present, values, np.nan)
-        return found
 
     def get_marginal_ll(
         self,

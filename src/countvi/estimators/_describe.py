@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from countvi.data import Modality
     from countvi.estimators._trainable import Trainable
+
+# A list of more values is shown by its length.
+_LONG = 20
 
 
 def describe(model: Trainable) -> str:
@@ -27,10 +30,17 @@ def describe(model: Trainable) -> str:
             f"{type(model).__name__} ({state}{', mapped onto a reference' if model._mapped is not None else ''})",
             *(f"  data: {m.n_features:,} features in {_where(m)}" for m in model.registry.modalities),
             *covariates,
-            "  options: " + ", ".join(f"{name}={value!r}" for name, value in model._init_args.items()),
+            "  options: " + ", ".join(f"{name}={_brief(value)}" for name, value in model._init_args.items()),
         ]
     )
 
 
 def _where(modality: Modality) -> str:
     return modality.location if modality.part is None else f"{modality.part}: {modality.location}"
+
+
+def _brief(value: Any) -> str:
+    """Text of an argument; of a long list, how long it is."""
+    if isinstance(value, (list, tuple)) and len(value) > _LONG:
+        return f"<{len(value):,} values>"
+    return repr(value)

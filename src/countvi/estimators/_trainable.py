@@ -60,7 +60,7 @@ class Trainable(ABC):
         self.seed = seeding.checked(seed)
         self.is_trained = False
         self._init_args = dict(init_args)
-        self._data = data_layer.bind(adata, registry, self._unread_roles) if adata is not None else None
+        self._data = self._bound(adata) if adata is not None else None
         self._rows: list[Row] = []
         self._split: data_layer.Split | None = None
         self._fingerprint: str | None = None
@@ -354,6 +354,10 @@ class Trainable(ABC):
     def _dataset(self, adata: Container | None) -> data_layer.Dataset:
         if adata is None or adata is self.adata:
             return self._need_data()
+        return self._bound(adata)
+
+    def _bound(self, adata: Container) -> data_layer.Dataset:
+        """Data read the way the model was set up."""
         return data_layer.bind(adata, self.registry, self._unread_roles)
 
     def _obs_names(self, adata: Container | None) -> pd.Index:

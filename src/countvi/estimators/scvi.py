@@ -12,9 +12,10 @@ import torch
 from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import RNA
-from countvi.errors import DataError, FileFormatError, OptionError, shorten
+from countvi.errors import DataError, OptionError
 from countvi.estimators._build import LibraryMoments, SCVIOptions, build_scvi
 from countvi.estimators._indices import Indices
+from countvi.estimators._options import known_options
 from countvi.estimators._rna import RNAEstimator
 from countvi.nn.library import library_moments
 
@@ -125,15 +126,8 @@ class SCVI(RNAEstimator):
     def _restore(
         cls, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
     ) -> Self:
-        unknown = sorted(init_args.keys() - SCVIOptions.__dataclass_fields__.keys())
-        if unknown:
-            message = (
-                f"The saved model has options that this version of countvi does not know: {shorten(unknown)}. It was "
-                "changed by hand or written by a newer version; update countvi."
-            )
-            raise FileFormatError(message)
         model = cls.__new__(cls)
-        model._start(adata, registry, SCVIOptions(**init_args), seed)
+        model._start(adata, registry, SCVIOptions(**known_options(init_args, SCVIOptions)), seed)
         return model
 
     @classmethod

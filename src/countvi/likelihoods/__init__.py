@@ -5,21 +5,28 @@ or ``sample``; ``log_prob`` takes sparse counts straight to :mod:`countvi.ops`.
 """
 
 from countvi.likelihoods.ambient_rate import AmbientRate
-from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.base import CountLikelihood, CountRate
 from countvi.likelihoods.gamma_poisson import GammaPoisson
+from countvi.likelihoods.mixed_rate import MixedRate
 from countvi.likelihoods.negative_binomial import NegativeBinomial
 from countvi.likelihoods.normal import Normal
 from countvi.likelihoods.poisson import Poisson
 from countvi.likelihoods.rate import Rate
+from countvi.likelihoods.rate_shape import RateShapeNegativeBinomial
+from countvi.likelihoods.shape_rate import ShapeRate
 from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 
 __all__ = [
     "AmbientRate",
     "CountLikelihood",
+    "CountRate",
     "GammaPoisson",
+    "MixedRate",
     "NegativeBinomial",
     "Normal",
     "Poisson",
     "Rate",
+    "RateShapeNegativeBinomial",
+    "ShapeRate",
     "ZeroInflatedNegativeBinomial",
 ]

@@ -13,8 +13,13 @@ from torch.distributions import Distribution, constraints
 from countvi.batch import CountBlock
 from countvi.errors import MismatchError, OptionError
 from countvi.likelihoods.ambient_rate import AmbientRate
+from countvi.likelihoods.mixed_rate import MixedRate
 from countvi.likelihoods.rate import Rate
+from countvi.likelihoods.shape_rate import ShapeRate
 from countvi.typing import Cells, CellsGenes
+
+CountRate = Rate | AmbientRate | ShapeRate | MixedRate
+"""How a mean can be made."""
 
 
 class CountLikelihood(Distribution, ABC):
@@ -30,7 +35,7 @@ class CountLikelihood(Distribution, ABC):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
-    def __init__(self, rate: Rate | AmbientRate) -> None:
+    def __init__(self, rate: CountRate) -> None:
         self.rate = rate
         super().__init__(rate.batch_shape, torch.Size([rate.n_genes]), validate_args=False)
 

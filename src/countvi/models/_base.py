@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from countvi.batch import Batch, Design
 from countvi.likelihoods import CountLikelihood
 from countvi.models.objective import Elbo
-from countvi.nn.latent import Given
+from countvi.nn.latent import Given, divergence
 from countvi.typing import CellsLatent
 
 
@@ -33,6 +33,8 @@ class CountModel(nn.Module, ABC):
 
     annealed: ClassVar[frozenset[str]] = frozenset({"z"})
     """Latent variables whose KL term is weighted during warm-up."""
+    state: ClassVar[str] = "z"
+    """The latent variable that the cell state is made of."""
 
     @abstractmethod
     def guide(self, batch: Batch) -> Any:
@@ -53,6 +55,14 @@ class CountModel(nn.Module, ABC):
     def log_prior(self) -> Mapping[str, Tensor]:
         """Log-priors of global variables, each a scalar for the whole data set."""
         return {}
+
+    def penalty(self) -> Mapping[str, Tensor]:
+        """Penalties of global variables in nats per cell, a scalar each, however many cells there are."""
+        return {}
+
+    def weight(self, design: Design) -> Tensor | None:
+        """What each cell counts in training, shape ``(cells,)``; ``None`` for one each."""
+        return None
 
     @final
     def sample(self, q: Any, generator: torch.Generator | None = None, n_samples: int | None = None) -> Any:
@@ -77,11 +87,15 @@ class CountModel(nn.Module, ABC):
             Source of the draw.
         """
         q, p = self.guide(batch), self.prior(batch.design)
-        likelihoods = self.generate(self.sample(q, generator), batch.design)
+        latents = self.sample(q, generator)
+        likelihoods = self.generate(latents, batch.design)
+        pairs = zip(q._fields, q, p, latents, strict=True)
         return Elbo(
             log_lik={name: likelihood.log_prob(batch.counts[name]) for name, likelihood in likelihoods.items()},
-            kl={name: a.kl(b) for name, a, b in zip(q._fields, q, p, strict=True) if not isinstance(a, Given)},
+            kl={name: divergence(a, b, value) for name, a, b, value in pairs if not isinstance(a, Given)},
             log_prior=self.log_prior(),
+            penalty=self.penalty(),
+            weight=self.weight(batch.design),
         )
 
     @final

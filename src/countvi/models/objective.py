@@ -21,11 +21,17 @@ class Elbo:
         KL(q || p) of each cell per latent variable, named by the paper's letter; shape ``(cells,)`` each.
     log_prior
         Log-prior of each global variable; one number each, for the whole data set.
+    penalty
+        Penalty of each global variable, smaller is better; one number each, for every cell.
+    weight
+        What each cell counts in the objective, shape ``(cells,)``; ``None`` for one each. It is no part of the bound.
     """
 
     log_lik: Mapping[str, Tensor]
     kl: Mapping[str, Tensor]
     log_prior: Mapping[str, Tensor] = field(default_factory=dict)
+    penalty: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
 
     @property
     def reconstruction(self) -> Tensor:
@@ -60,11 +66,17 @@ class Objective:
 
     def loss(self, elbo: Elbo, kl_weight: float) -> Tensor:
         """Negative (annealed) evidence lower bound per cell, a scalar."""
-        loss = elbo.reconstruction.mean()
+
+        def mean(values: Tensor) -> Tensor:
+            return values.mean() if elbo.weight is None else (elbo.weight * values).mean()
+
+        loss = mean(elbo.reconstruction)
         for name, kl in elbo.kl.items():
-            loss = loss + (kl_weight if name in self.annealed else 1.0) * kl.mean()
+            loss = loss + (kl_weight if name in self.annealed else 1.0) * mean(kl)
         for log_prior in elbo.log_prior.values():
             loss = loss - log_prior / self.n_cells
+        for penalty in elbo.penalty.values():
+            loss = loss + penalty
         return loss
 
 

@@ -99,5 +99,105 @@ class Given:
         return torch.zeros_like(value)
 
 
-Latent = Gaussian | Given
-"""What a guide or prior may return for one latent variable."""
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A point estimate: all mass at one value.
+
+    Its divergence from a prior is taken as minus the log-density there, which is that of a penalised likelihood.
+
+    Parameters
+    ----------
+    value
+        Shape ``(cells, ...)``.
+    """
+
+    value: Tensor
+
+    @property
+    def loc(self) -> Tensor:
+        """Its mean, which is the value."""
+        return self.value
+
+    def rsample(self, generator: torch.Generator | None = None, n_samples: int | None = None) -> Tensor:
+        """Return the value; every draw is the same."""
+        return self.value if n_samples is None else self.value.expand(n_samples, *self.value.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Zero: a point has no entropy to speak of."""
+        return _zeros_per_cell(self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class Flat:
+    """No preference: a prior of density one everywhere, proper or not."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Zero for each cell."""
+        return _zeros_per_cell(value)
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureOfGaussians:
+    """A mixture for each cell, or for each of several vectors of a cell; what is observed is their joint density.
+
+    Parameters
+    ----------
+    loc, scale
+        Means and standard deviations of the components, ``(..., components, dimensions)``, where ``...`` is
+        ``(cells,)``, ``(cells, vectors)`` or what broadcasts to it.
+    log_weights
+        Logarithms of the weights, ``-inf`` allowed, ``(..., components)``.
+    n_vectors
+        How many axes of vectors a draw has: 0 for one vector per cell, 1 for several.
+    power
+        What the density is raised to.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    log_weights: Tensor
+    n_vectors: int = 0
+    power: float = 1.0
+
+    def rsample(self, generator: torch.Generator | None = None, n_samples: int | None = None) -> Tensor:
+        """Draw (without gradients through the choice of a component), the shape of ``loc`` without components."""
+        shape = self.loc.shape[:-2] if n_samples is None else (n_samples, *self.loc.shape[:-2])
+        weights = self.log_weights.exp().expand(*shape, -1).reshape(-1, self.log_weights.shape[-1])
+        chosen = torch.multinomial(weights, 1, generator=generator).view(*shape, 1, 1)
+        where = chosen.expand(*shape, 1, self.loc.shape[-1])
+        loc = self.loc.expand(*shape, -1, -1).gather(-2, where).squeeze(-2)
+        scale = self.scale.expand(*shape, -1, -1).gather(-2, where).squeeze(-2)
+        return loc + scale * torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of ``(*samples, cells[, vectors], dimensions)``, shape ``(*samples, cells)``."""
+        standard = (value.unsqueeze(-2) - self.loc) / self.scale
+        terms = (-0.5 * standard.square() - self.scale.log() - _HALF_LOG_2PI).sum(-1) + self.log_weights
+        density = terms.logsumexp(-1)
+        density = density.sum(-1) if self.n_vectors else density
+        return density if self.power == 1.0 else self.power * density
+
+
+Latent = Gaussian | Given | Point
+"""What a guide may return for one latent variable."""
+Prior = Gaussian | Given | Flat | MixtureOfGaussians
+"""What a prior may return for one latent variable."""
+
+
+def divergence(q: Latent, p: Prior, value: Tensor) -> Tensor:
+    """KL(q || p) per cell, in nats, shape ``(cells,)``.
+
+    Parameters
+    ----------
+    q, p
+        Of the guide and of the prior.
+    value
+        A draw from q. The divergence of two Gaussians is a formula; any other is estimated from the draw.
+    """
+    if isinstance(q, Gaussian) and isinstance(p, Gaussian):
+        return q.kl(p)
+    return q.log_prob(value) - p.log_prob(value)
+
+
+def _zeros_per_cell(value: Tensor) -> Tensor:
+    return value.new_zeros(value.shape[:1])

@@ -12,9 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from countvi.batch import Design, Factor
-from countvi.likelihoods import CountLikelihood, NegativeBinomial, Normal, Poisson, Rate, ZeroInflatedNegativeBinomial
+from countvi.likelihoods import (
+    CountLikelihood,
+    NegativeBinomial,
+    Normal,
+    Poisson,
+    Rate,
+    RateShapeNegativeBinomial,
+    ShapeRate,
+    ZeroInflatedNegativeBinomial,
+)
 from countvi.nn.levels import ByLevel
 from countvi.nn.linear import Head
+from countvi.ops import Link
+from countvi.typing import Cells
 
 
 class PerGene(nn.Module):
@@ -108,3 +119,52 @@ class ObserveNormal(nn.Module):
 
 Observation = ObserveNegativeBinomial | ObserveZeroInflated | ObservePoisson | ObserveNormal
 """Any of the four."""
+
+
+class ObserveRateShape(nn.Module):
+    r"""Counts with shape :math:`\ell\,\mathrm{softplus}(w h + b)` and a probability p of each gene.
+
+    Parameters
+    ----------
+    n_hidden, n_genes
+        Sizes of the decoder's last layer.
+    """
+
+    def __init__(self, n_hidden: int, n_genes: int) -> None:
+        super().__init__()
+        self.f = Head(n_hidden, n_genes)
+        self.p_logits = nn.Parameter(torch.randn(n_genes))
+
+    def forward(self, hidden: Tensor, log_library: Cells, design: Design) -> CountLikelihood:
+        """Return the distribution of the counts."""
+        return RateShapeNegativeBinomial(ShapeRate(self.f(hidden), log_library, self.p_logits))
+
+
+class ObserveMeanDispersion(nn.Module):
+    r"""Counts with mean :math:`\ell\,\mathrm{softmax}(w h + b + b_c)` and an inverse dispersion of each gene.
+
+    In place of :class:`ObserveRateShape` in files of scvi-tools from 1.4.1 on.
+
+    Parameters
+    ----------
+    n_hidden, n_genes
+        Sizes of the decoder's last layer.
+    labels
+        The covariate whose levels have a bias :math:`b_c`.
+    """
+
+    def __init__(self, n_hidden: int, n_genes: int, labels: Factor) -> None:
+        super().__init__()
+        self.f = Head(n_hidden, n_genes)
+        self.log_theta = nn.Parameter(torch.randn(n_genes))
+        self.label_bias = nn.Parameter(torch.zeros(labels.n_levels, n_genes))
+        self.labels = labels
+
+    def forward(self, hidden: Tensor, log_library: Cells, design: Design) -> CountLikelihood:
+        """Return the distribution of the counts."""
+        logits = self.f(hidden) + functional.embedding(design.levels(self.labels), self.label_bias)
+        return NegativeBinomial(Rate(logits, log_library, Link.SOFTMAX), self.log_theta)
+
+
+CountsGivenState = ObserveRateShape | ObserveMeanDispersion
+"""How a decoded state within a type makes counts."""

@@ -15,13 +15,17 @@ from countvi.query.evidence import elbo, marginal_log_likelihood, reconstruction
 from countvi.query.expression import normalized_expression, sampled_expression
 from countvi.query.latent import latent_moments, latent_states
 from countvi.query.predictive import library_size, likelihood_parameters, posterior_predictive
+from countvi.query.spots import abundances, type_counts, type_expression, type_states
+from countvi.query.vamp import VampMixture, subclusters, vamp_mixture
 
 __all__ = [
     "BatchSource",
     "Cells",
     "Counterfactual",
     "Sink",
+    "VampMixture",
     "Writable",
+    "abundances",
     "ambient_fraction",
     "background_profile",
     "decontaminated_counts",
@@ -39,4 +43,9 @@ __all__ = [
     "posterior_predictive",
     "reconstruction",
     "sampled_expression",
+    "subclusters",
+    "type_counts",
+    "type_expression",
+    "type_states",
+    "vamp_mixture",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from countvi import seeding
 from countvi.batch import RNA, Batch, Design
 from countvi.errors import OptionError
-from countvi.likelihoods import AmbientRate, Rate
+from countvi.likelihoods import AmbientRate, CountRate
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, Sink, Writable, evaluation
 from countvi.query.draws import (
@@ -53,12 +53,12 @@ class _Expression:
         factor = (1.0 if self.library_size is None else self.library_size) / len(self.counterfactuals)
         return total if factor == 1.0 else total * factor
 
-    def _mean(self, rate: Rate | AmbientRate) -> Tensor:
+    def _mean(self, rate: CountRate) -> Tensor:
         if isinstance(rate, AmbientRate) and not self.background:
             return rate.mean * rate.own_share
         return rate.mean
 
-    def _scale(self, rate: Rate | AmbientRate) -> Tensor:
+    def _scale(self, rate: CountRate) -> Tensor:
         if isinstance(rate, AmbientRate) and self.background:
             return rate.scale_with_background
         return rate.scale

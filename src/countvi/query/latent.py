@@ -21,7 +21,7 @@ def latent_moments(model: CountModel, cells: Cells) -> tuple[np.ndarray, np.ndar
     Parameters
     ----------
     model
-        A model with a latent variable ``z``.
+        A model whose cell state has a posterior.
     cells
         Cells to encode.
 
@@ -33,7 +33,7 @@ def latent_moments(model: CountModel, cells: Cells) -> tuple[np.ndarray, np.ndar
     """
 
     def moments(batch: Batch) -> tuple[Tensor, Tensor]:
-        z = model.guide(batch).z
+        z = getattr(model.guide(batch), model.state)
         return z.loc, z.scale
 
     loc, scale = map_cells(model, cells, moments)
@@ -53,7 +53,7 @@ def latent_states(
     Parameters
     ----------
     model
-        A model with a latent variable ``z``.
+        A model whose cell state has a posterior.
     cells
         Cells to encode.
     give_mean
@@ -77,7 +77,7 @@ def latent_states(
             return (model.cell_state(model.sample(q, source)),)
         centre = posterior_mean(q)
         state = model.cell_state(centre)
-        if state is centre.z:  # not transformed, so the mean of the state is the state of the mean
+        if state is getattr(centre, model.state):  # not transformed, so the mean of the state is the state of the mean
             return (state,)
         mean = RunningMean()
         for run in passes(mc_samples, state.numel(), _BLOCK):

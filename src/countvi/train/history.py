@@ -22,6 +22,9 @@ def sums_of(elbo: Elbo) -> dict[str, torch.Tensor]:
     if elbo.log_prior:
         log_prior = torch.stack([value.detach() for value in elbo.log_prior.values()])
         sums["kl_global"] = -log_prior.sum() * reconstruction.shape[-1]
+    if elbo.penalty:
+        penalty = torch.stack([value.detach() for value in elbo.penalty.values()])
+        sums["penalty"] = penalty.sum() * reconstruction.shape[-1]
     return sums
 
 

@@ -1,0 +1,288 @@
+"""From the words of a user to the parts of the single-cell and the spatial model of DestVI. Strings end here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from countvi.batch import RNA, Factor
+from countvi.data import Registry
+from countvi.errors import OptionError, choose
+from countvi.estimators._build_regularized import check_flag
+from countvi.estimators._options import number
+from countvi.estimators._training import check_size
+from countvi.models.condscvi import CondSCVI as CondSCVIModel
+from countvi.models.destvi import DestVI as DestVIModel
+from countvi.nn.encoder import GaussianEncoder
+from countvi.nn.linear import CovariateFeatures, Head
+from countvi.nn.mlp import Block, Mlp, MlpConfig
+from countvi.nn.observation import ObserveMeanDispersion, ObserveRateShape
+from countvi.nn.spots import AbundancePrior, Amortised, PerSpot, SpotParameter, VampPrior
+from countvi.nn.state_priors import LearnedPrior, UnitPrior
+
+# Which parameters of a spot a network gives: states, and abundances.
+_AMORTISED = {"none": (False, False), "latent": (True, False), "proportion": (False, True), "both": (True, True)}
+_AMORTISED_LAYERS = 2
+# A proportion that least squares puts at zero starts a little above, from where it can rise.
+_LEAST_ABUNDANCE = 1e-3
+_NOISE_ABUNDANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class CondSCVIOptions:
+    """The arguments of :class:`countvi.CondSCVI`, checked; the last three are those of files of scvi-tools."""
+
+    n_hidden: int = 128
+    n_latent: int = 5
+    n_layers: int = 2
+    weight_obs: bool = False
+    dropout_rate: float = 0.05
+    log_variational: bool = True
+    encode_covariates: bool = False
+    generation: str = "rate-shape"
+    prior: str = "normal"
+    num_classes_mog: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("n_hidden", "n_latent", "n_layers", "num_classes_mog"):
+            check_size(name, getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ("weight_obs", "log_variational", "encode_covariates"):
+            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
+        object.__setattr__(self, "dropout_rate", number("dropout_rate", self.dropout_rate, below=1.0))
+        choose("generation", self.generation, dict.fromkeys(("rate-shape", "mean-dispersion")))
+        choose("prior", self.prior, dict.fromkeys(("normal", "mog")))
+
+
+def build_condscvi(options: CondSCVIOptions, registry: Registry, label_weight: Tensor | None) -> CondSCVIModel:
+    """Assemble the model of :class:`countvi.CondSCVI`.
+
+    Parameters
+    ----------
+    options
+        What the user asked for.
+    registry
+        Genes and covariates.
+    label_weight
+        What a cell of each type counts, shape ``(types,)``.
+    """
+    n_genes = registry.modality(RNA).n_features
+    paper = options.generation == "rate-shape"
+    # The later generation has a vector per batch, even for a single one, in place of one-hot columns.
+    covariates = CovariateFeatures(0, None if paper else registry.batch)
+    factors = (registry.labels, registry.batch) if paper else (registry.labels,)
+    config = MlpConfig(
+        n_hidden=options.n_hidden,
+        n_layers=options.n_layers,
+        dropout=options.dropout_rate,
+        batch_norm=False,
+        layer_norm=True,
+    )
+    encode = GaussianEncoder(
+        n_genes,
+        options.n_latent,
+        config,
+        log1p=options.log_variational,
+        n_features=covariates.n_features if options.encode_covariates else 0,
+        factors=factors if options.encode_covariates else factors[:1],
+    )
+    return CondSCVIModel(
+        encode=encode,
+        encode_covariates=options.encode_covariates,
+        decode=Mlp(options.n_latent, config, covariates.n_features, factors),
+        observe=ObserveRateShape(options.n_hidden, n_genes)
+        if paper
+        else ObserveMeanDispersion(options.n_hidden, n_genes, registry.labels),
+        covariates=covariates,
+        prior_of_state=UnitPrior(options.n_latent)
+        if options.prior == "normal"
+        else LearnedPrior(registry.labels, options.num_classes_mog, options.n_latent),
+        labels=registry.labels,
+        label_weight=label_weight,
+    )
+
+
+@dataclass(frozen=True)
+class DestVIOptions:
+    """The arguments of :class:`countvi.DestVI`, checked, and the sizes of the reference."""
+
+    cell_types: tuple[str, ...]
+    n_hidden: int
+    n_latent: int
+    n_layers: int
+    n_components: int
+    n_spots: int
+    amortization: str = "none"
+    l1_reg: float = 0.0
+    beta_reg: float = 5.0
+    eta_reg: float = 1e-4
+    entropy_reg: float = 0.0
+    gamma_reg: float = 1.0
+    dropout_amortization: float = 0.05
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cell_types", tuple(self.cell_types))
+        choose("amortization", self.amortization, _AMORTISED)
+        for name in ("l1_reg", "beta_reg", "eta_reg", "entropy_reg", "gamma_reg"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        rate = number("dropout_amortization", self.dropout_amortization, below=1.0)
+        object.__setattr__(self, "dropout_amortization", rate)
+
+    @property
+    def amortised(self) -> tuple[bool, bool]:
+        """Whether a network gives the states, and the abundances."""
+        return _AMORTISED[self.amortization]
+
+
+class Reference(NamedTuple):
+    """What the spatial model takes from the single-cell model; genes are those of the slide's model."""
+
+    decode: Mlp
+    """Layers of f, which see the type alone."""
+    f: Head
+    """Last layer of f."""
+    p_logits: Tensor
+    """Logits of p, shape ``(genes,)``."""
+    prior: tuple[Tensor, Tensor, Tensor]
+    """Means and standard deviations of the mixtures, ``(types, components, latent)``, and their weights."""
+
+
+class SpotStart(NamedTuple):
+    """Where the parameters of spots start."""
+
+    abundance: Tensor
+    """Of the types, shape ``(spots, types)``, in shares of the library."""
+    noise: Tensor
+    """Profile of the noise, shape ``(genes,)``, positive."""
+
+
+def empty_reference(options: DestVIOptions, n_genes: int) -> Reference:
+    """Parts of the right shape, for saved weights."""
+    n_types = len(options.cell_types)
+    mixture = (n_types, options.n_components, options.n_latent)
+    return Reference(
+        decode=_frozen_decoder(options.n_hidden, options.n_latent, options.n_layers, n_types),
+        f=Head(options.n_hidden, n_genes),
+        p_logits=torch.zeros(n_genes),
+        prior=(torch.zeros(mixture), torch.ones(mixture), torch.ones(mixture[:2])),
+    )
+
+
+def take_reference(
+    model: CondSCVIModel, options: CondSCVIOptions, genes: Tensor, prior: tuple[Tensor, ...], batches: Tensor
+) -> Reference:
+    """Copy what the spatial model needs of a single-cell model.
+
+    Parameters
+    ----------
+    model
+        The single-cell model, of the generation of the paper.
+    options
+        What it was made with.
+    genes
+        Its genes that the slide has, shape ``(genes,)``, int64.
+    prior
+        Means, standard deviations and weights of the mixtures.
+    batches
+        Shares of the batches of the reference: a spot is in none of them, and takes their mean in each layer.
+    """
+    observe = model.observe
+    assert isinstance(observe, ObserveRateShape)
+    n_types = model.labels.n_levels
+    decode = _frozen_decoder(options.n_hidden, options.n_latent, options.n_layers, n_types)
+    f = Head(options.n_hidden, len(genes))
+    with torch.no_grad():
+        for mine, theirs in zip(_blocks(decode), _blocks(model.decode), strict=True):
+            mine.linear.weight.copy_(theirs.linear.weight)
+            mine.linear.bias.copy_(theirs.linear.bias)
+            if theirs.linear.levels is None:
+                continue
+            # Types first, then batches; a covariate of one level has no rows.
+            table, n_rows = theirs.linear.levels.weight, n_types if n_types > 1 else 0
+            if mine.linear.levels is not None:
+                mine.linear.levels.weight.copy_(table[:n_rows])
+            if len(table) > n_rows:
+                mine.linear.bias.add_(batches.to(table) @ table[n_rows:])
+        f.weight.copy_(observe.f.weight[genes])
+        f.bias.copy_(observe.f.bias[genes])
+        loc, scale, weights = prior
+        return Reference(decode, f, observe.p_logits[genes].clone(), (loc, scale, weights))
+
+
+def build_destvi(options: DestVIOptions, reference: Reference, start: SpotStart | None) -> DestVIModel:
+    """Assemble the model of :class:`countvi.DestVI`.
+
+    Parameters
+    ----------
+    options
+        What the user asked for.
+    reference
+        What is known from single cells.
+    start
+        Where to start from; ``None`` where saved weights will follow.
+    """
+    n_genes, n_types = len(reference.p_logits), len(options.cell_types)
+    if start is None:
+        start = SpotStart(torch.ones(options.n_spots, n_types), torch.ones(n_genes))
+    prior = VampPrior(*reference.prior, power=options.gamma_reg)
+    states = prior.mean().expand(options.n_spots, -1, -1)
+    noise = torch.full((options.n_spots, 1), _NOISE_ABUNDANCE)
+    abundance = torch.cat([start.abundance.clamp(min=_LEAST_ABUNDANCE), noise], -1)
+    config = MlpConfig(
+        n_hidden=options.n_hidden,
+        n_layers=_AMORTISED_LAYERS,
+        dropout=options.dropout_amortization,
+        batch_norm=False,
+        layer_norm=True,
+    )
+
+    def parameter(amortised: bool, values: Tensor) -> SpotParameter:
+        return Amortised(n_genes, tuple(values.shape[1:]), config) if amortised else PerSpot(values)
+
+    amortised = options.amortised
+    return DestVIModel(
+        infer_gamma=parameter(amortised[0], states),
+        infer_beta=parameter(amortised[1], inverse_softplus(abundance)),
+        decode=reference.decode,
+        f=reference.f,
+        p_logits=reference.p_logits,
+        prior_of_gamma=prior,
+        prior_of_beta=AbundancePrior(l1=options.l1_reg, entropy=options.entropy_reg),
+        eta=inverse_softplus(start.noise),
+        beta_reg=options.beta_reg,
+        eta_reg=options.eta_reg,
+    )
+
+
+def inverse_softplus(values: Tensor) -> Tensor:
+    """Return what the softplus of is positive ``values``."""
+    return values + torch.log(-torch.expm1(-values))
+
+
+def _frozen_decoder(n_hidden: int, n_latent: int, n_layers: int, n_types: int) -> Mlp:
+    config = MlpConfig(n_hidden=n_hidden, n_layers=n_layers, batch_norm=False, layer_norm=True)
+    return Mlp(n_latent, config, 0, (Factor(0, n_types),))
+
+
+def _blocks(mlp: Mlp) -> list[Block]:
+    return mlp._blocks()
+
+
+def refuse_later_generation(options: CondSCVIOptions) -> None:
+    """Refuse a reference whose counts do not add up.
+
+    Raises
+    ------
+    OptionError
+        If the reference is of the generation of scvi-tools 1.4.1 and later.
+    """
+    if options.generation != "rate-shape":
+        message = (
+            "This reference is of the generation of scvi-tools 1.4.1 and later, whose counts have one dispersion per "
+            "gene and so do not add up over cells. Train a countvi.CondSCVI on the same cells, or load one that "
+            "scvi-tools up to 1.4.0 saved."
+        )
+        raise OptionError(message)

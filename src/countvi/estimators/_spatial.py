@@ -1,0 +1,168 @@
+"""What the spatial model takes from the single-cell model, and where the parameters of spots start."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from countvi import data as data_layer
+from countvi.batch import RNA, Design
+from countvi.data import BATCH_COLUMN
+from countvi.errors import DataError, DataWarning, MismatchError, NotTrainedError, shorten
+from countvi.estimators._build_destvi import Reference, SpotStart, refuse_later_generation, take_reference
+from countvi.nn.mixture import least_squares_abundances
+
+if TYPE_CHECKING:
+    from countvi.estimators.condscvi import CondSCVI
+
+# Spots whose abundances are found at once.
+_SPOTS = 4096
+# A gene that the slide lacks throughout still has some noise.
+_LEAST_NOISE = 1e-6
+
+
+class MatchedGenes(NamedTuple):
+    """Genes of a reference on a slide."""
+
+    shared: np.ndarray
+    """Columns of the reference that the slide has, int64."""
+    missing: list[str]
+    """Names of those that it lacks."""
+
+
+def match_genes(sc_model: CondSCVI, slide: data_layer.Registry) -> MatchedGenes:
+    """Match the genes of a reference and of a slide by name.
+
+    Raises
+    ------
+    MismatchError
+        If there are none in common.
+    """
+    names = sc_model.registry.modality(RNA).feature_names
+    present = set(slide.modality(RNA).feature_names)
+    shared = np.asarray([i for i, name in enumerate(names) if name in present], dtype=np.int64)
+    missing = [name for name in names if name not in present]
+    if not len(shared):
+        message = (
+            f"The slide has none of the reference's {len(names):,} genes. The reference knows {shorten(names, 3)}, the "
+            f"slide {shorten(slide.modality(RNA).feature_names, 3)}; are these different kinds of names (symbols and "
+            "Ensembl ids)?"
+        )
+        raise MismatchError(message)
+    if missing:
+        message = (
+            f"{len(shared):,} of the reference's {len(names):,} genes are on the slide and are used; {len(missing):,} "
+            f"are not: {shorten(missing)}. `missing_genes` of the model lists them."
+        )
+        warnings.warn(message, DataWarning, stacklevel=3)
+    return MatchedGenes(shared, missing)
+
+
+def reference_of(
+    sc_model: CondSCVI, genes: np.ndarray, n_components: int | None, subcluster_key: str | None, seed: int
+) -> Reference:
+    """Take from a trained single-cell model what the spatial model needs.
+
+    Parameters
+    ----------
+    sc_model
+        The single-cell model.
+    genes
+        Its genes that the slide has.
+    n_components
+        Components per type of the prior; ``None`` for a unit normal.
+    subcluster_key
+        Column of ``obs`` with clusters to use as components.
+    seed
+        Of the clusters.
+    """
+    options = sc_model._options
+    refuse_later_generation(options)
+    if not sc_model.is_trained:
+        message = "The reference is not trained yet. Call its train() first."
+        raise NotTrainedError(message)
+    n_types = len(sc_model.cell_types)
+    if n_components is None:
+        shape = (n_types, 1, options.n_latent)
+        prior = (torch.zeros(shape), torch.ones(shape), torch.ones(shape[:2]))
+    else:
+        mixture = sc_model._vamp_mixture(None, n_components, subcluster_key, None, seed)
+        prior = tuple(torch.from_numpy(part).float() for part in mixture)
+    batches = torch.ones(sc_model.registry.batch.n_levels)
+    if sc_model._data is not None:
+        batches = torch.bincount(sc_model._data.codes[:, BATCH_COLUMN], minlength=len(batches)).float()
+    index = torch.from_numpy(genes)
+    return take_reference(sc_model.module.cpu(), options, index, prior, batches / batches.sum())
+
+
+def given_abundances(given: pd.DataFrame | np.ndarray, spots: pd.Index, types: tuple[str, ...]) -> np.ndarray:
+    """Return proportions that a user gives, spots and types matched by name where they have names.
+
+    Raises
+    ------
+    MismatchError
+        If spots or types are missing, or the shape is another.
+    DataError
+        If a value is negative or not finite, or a spot has none.
+    """
+    if isinstance(given, pd.DataFrame):
+        missing = [str(name) for name in (*spots.difference(given.index), *set(types).difference(given.columns))]
+        if missing:
+            message = f"initial_proportions lacks spots or types of the model: {shorten(missing)}."
+            raise MismatchError(message)
+        given = given.loc[spots, list(types)].to_numpy()
+    values = np.asarray(given, dtype=np.float64)
+    if values.shape != (len(spots), len(types)):
+        message = f"initial_proportions must have shape {(len(spots), len(types))}; got {values.shape}."
+        raise MismatchError(message)
+    if not np.isfinite(values).all() or (values < 0).any() or (values.sum(1) <= 0).any():
+        message = "initial_proportions must be finite and not negative, with a positive sum in every spot."
+        raise DataError(message)
+    return values / values.sum(1, keepdims=True)
+
+
+@torch.no_grad()
+def start_of(data: data_layer.Dataset, reference: Reference, given: np.ndarray | None) -> SpotStart:
+    """Choose where the parameters of spots start.
+
+    Abundances start at non-negative least squares on what the types express in the mean of the prior of their states,
+    or where the user says; noise at the mean of the slide.
+
+    Parameters
+    ----------
+    data
+        The slide.
+    reference
+        What is known of the types.
+    given
+        Proportions to start from, shape ``(spots, types)``.
+    """
+    profiles = type_profiles(reference)
+    totals = torch.zeros(profiles.shape[1], dtype=torch.float64)
+    parts: list[Tensor] = []
+    for start in range(0, data.n_cells, _SPOTS):
+        rows = np.arange(start, min(start + _SPOTS, data.n_cells))
+        counts = data.batch(rows).counts[RNA]
+        totals.index_add_(0, counts.columns, counts.values.double())
+        if given is None:
+            depth = counts.totals().clamp(min=1.0)
+            parts.append(least_squares_abundances(counts, profiles) / depth.unsqueeze(-1))
+    abundance = torch.cat(parts) if given is None else torch.from_numpy(given).float()
+    noise = totals.float() / totals.sum().clamp(min=1.0) / reference.p_logits.exp()
+    return SpotStart(abundance, noise.clamp(min=_LEAST_NOISE))
+
+
+def type_profiles(reference: Reference) -> Tensor:
+    """What each type expresses on average over the prior of its states, shape ``(types, genes)``."""
+    loc, _, weights = reference.prior
+    n_types = len(loc)
+    design = Design(torch.arange(n_types).unsqueeze(-1), loc.new_zeros(n_types, 0))
+    hidden = reference.decode(loc.transpose(0, 1), None, design)
+    shapes = functional.softplus(reference.f(hidden)) * reference.p_logits.exp()
+    return (weights.T.unsqueeze(-1) * shapes).sum(0)

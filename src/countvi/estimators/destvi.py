@@ -1,0 +1,269 @@
+"""The spatial model of DestVI for users: a slide and a single-cell reference in, data frames out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from countvi import data as data_layer
+from countvi import seeding
+from countvi.batch import RNA
+from countvi.errors import OptionError
+from countvi.estimators._build_destvi import DestVIOptions, Reference, SpotStart, build_destvi, empty_reference
+from countvi.estimators._options import known_options
+from countvi.estimators._spatial import given_abundances, match_genes, reference_of, start_of
+from countvi.estimators._spots import SpotEstimator
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from anndata import AnnData
+
+    from countvi.estimators.condscvi import CondSCVI
+    from countvi.models.destvi import DestVI as DestVIModel
+
+# Spots have tables of their own, each row of which an epoch moves as often as it has minibatches of that spot: once.
+_EPOCHS = 300
+_PLAN = {"lr": 0.05, "eps": 1e-8, "weight_decay": 0.0, "kl_warmup_fraction": 0.0}
+
+
+class DestVI(SpotEstimator):
+    """Cell types of spots, and the state of each type in each spot (Lopez et al. 2022).
+
+    Made from a slide and a trained single-cell model by :meth:`from_rna_model`.
+
+    Attributes
+    ----------
+    cell_types
+        Names of the types, in the order of the columns.
+    missing_genes
+        Genes of the reference that the slide lacks. They are left out of the model; genes that only the slide has are
+        not read.
+
+    Examples
+    --------
+    >>> import countvi
+    >>> countvi.CondSCVI.setup_anndata(cells, labels_key="cell_type")  # doctest: +SKIP
+    >>> reference = countvi.CondSCVI(cells)  # doctest: +SKIP
+    >>> reference.train()  # doctest: +SKIP
+    >>> countvi.DestVI.setup_anndata(slide)  # doctest: +SKIP
+    >>> model = countvi.DestVI.from_rna_model(slide, reference)  # doctest: +SKIP
+    >>> model.train()  # doctest: +SKIP
+    >>> slide.obsm["proportions"] = model.get_proportions()  # doctest: +SKIP
+
+    References
+    ----------
+    Lopez, Li, Keren-Shaul, Boyeau, Kedmi, Pilzer, Jelinski, et al. DestVI identifies continuums of cell types in
+    spatial transcriptomics data. Nature Biotechnology 40, 1360-1369 (2022).
+    """
+
+    module: DestVIModel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        message = "A DestVI is made of a slide and a trained CondSCVI: use DestVI.from_rna_model(slide, reference)."
+        raise OptionError(message)
+
+    @classmethod
+    def from_rna_model(
+        cls,
+        st_adata: AnnData,
+        sc_model: CondSCVI,
+        vamp_prior_p: int | None = 15,
+        l1_reg: float = 0.0,
+        *,
+        amortization: Literal["none", "latent", "proportion", "both"] = "none",
+        beta_reg: float = 5.0,
+        eta_reg: float = 1e-4,
+        entropy_reg: float = 0.0,
+        gamma_reg: float = 1.0,
+        dropout_amortization: float = 0.05,
+        initial_proportions: pd.DataFrame | np.ndarray | None = None,
+        subcluster_key: str | None = None,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> Self:
+        r"""Build the model of a slide on a single-cell model.
+
+        Parameters
+        ----------
+        st_adata
+            The slide, spots x genes, on which :meth:`setup_anndata` was called.
+        sc_model
+            Trained single-cell model. Genes are matched by name; those that the slide lacks are left out, with a
+            warning.
+        vamp_prior_p
+            Components per type of the prior of the states; ``None`` for a unit normal instead.
+        l1_reg
+            Nats per spot for a mean abundance of one: larger values leave fewer types in a spot.
+        amortization
+            Which parameters of a spot a network gives from its counts: its states (``"latent"``), its abundances
+            (``"proportion"``), ``"both"`` or ``"none"``. The others are estimated for each spot by itself. Spots that
+            were not trained on can only be read with ``"both"``.
+        beta_reg
+            Nats per spot for a unit of variance of log alpha over genes. Lower it where cells and slide were measured
+            by different techniques.
+        eta_reg
+            Weight of the log-density of the noise, per spot.
+        entropy_reg
+            Nats per spot for a nat of entropy of its proportions: larger values leave fewer types in a spot.
+        gamma_reg
+            Weight of the log-density of the states.
+        dropout_amortization
+            Dropout of the networks.
+        initial_proportions
+            Where the proportions start, spots x types: by default non-negative least squares on the mean expression of
+            the types. Abundances given by a network do not start anywhere.
+        subcluster_key
+            Column of the reference's ``obs`` with clusters within types, as components of the prior.
+        seed
+            Of the initial weights and the prior, and of :meth:`train` where it is given none.
+
+        Raises
+        ------
+        MismatchError
+            If slide and reference share no genes.
+        OptionError
+            If the reference is of a generation whose counts do not add up.
+        """
+        registry = cls._registry_of(st_adata)
+        genes = match_genes(sc_model, registry)
+        modality = registry.modality(RNA)
+        names = tuple(sc_model.registry.modality(RNA).feature_names[i] for i in genes.shared)
+        registry = dataclasses.replace(registry, modalities=(dataclasses.replace(modality, feature_names=names),))
+        reference = reference_of(sc_model, genes.shared, vamp_prior_p, subcluster_key, seed)
+        options = DestVIOptions(
+            cell_types=tuple(str(name) for name in sc_model.cell_types),
+            n_hidden=sc_model._options.n_hidden,
+            n_latent=sc_model._options.n_latent,
+            n_layers=sc_model._options.n_layers,
+            n_components=reference.prior[2].shape[1],
+            n_spots=st_adata.n_obs,
+            amortization=amortization,
+            l1_reg=l1_reg,
+            beta_reg=beta_reg,
+            eta_reg=eta_reg,
+            entropy_reg=entropy_reg,
+            gamma_reg=gamma_reg,
+            dropout_amortization=dropout_amortization,
+        )
+        given = None
+        if initial_proportions is not None:
+            given = given_abundances(initial_proportions, st_adata.obs_names, options.cell_types)
+        model = cls.__new__(cls)
+        spots = None if options.amortization == "both" else data_layer.unique_names(st_adata.obs_names)
+        model._start(st_adata, registry, options, spots, genes.missing, seed, reference, given)
+        return model
+
+    def _start(
+        self,
+        adata: AnnData | None,
+        registry: data_layer.Registry,
+        options: DestVIOptions,
+        spots: pd.Index | None,
+        missing: Sequence[str],
+        seed: int,
+        reference: Reference | None = None,
+        given: np.ndarray | None = None,
+    ) -> None:
+        self._options = options
+        self._spots = spots
+        self._reference, self._given = reference, given
+        self.cell_types = list(options.cell_types)
+        self.missing_genes = list(missing)
+        init_args = {
+            **dataclasses.asdict(options),
+            "spots": None if spots is None else list(map(str, spots)),
+            "missing_genes": self.missing_genes,
+        }
+        super().__init__(adata, registry, init_args, seed)
+        self._reference = self._given = None
+
+    @classmethod
+    def _restore(
+        cls, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
+    ) -> Self:
+        arguments = dict(init_args)
+        spots, missing = arguments.pop("spots"), arguments.pop("missing_genes")
+        options = DestVIOptions(**known_options(arguments, DestVIOptions))
+        model = cls.__new__(cls)
+        model._start(adata, registry, options, None if spots is None else pd.Index(spots), missing, seed)
+        return model
+
+    @classmethod
+    def setup_anndata(cls, adata: AnnData, layer: str | None = None) -> None:
+        """Say which parts of an AnnData the model reads. Nothing is written into ``adata``.
+
+        Parameters
+        ----------
+        adata
+            The slide, spots x genes.
+        layer
+            Layer with the raw counts; by default ``X``.
+
+        Raises
+        ------
+        UnknownNameError
+            If the layer does not exist, with the closest that do.
+        """
+        data_layer.remember(cls, adata, data_layer.setup_anndata(adata, layer=layer))
+
+    def train(self, max_epochs: int | None = None, *, train_size: float | None = None, **arguments: Any) -> None:
+        """Fit the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the spots; by default 300.
+        train_size
+            Share of the spots to train on; by default all of them. Spots can be held out with
+            ``amortization="both"`` only: the others have parameters that nothing but their own counts can tell.
+        arguments
+            All other arguments of :meth:`countvi.SCVI.train`. ``plan_kwargs`` starts from a rate of 0.05 without KL
+            warm-up, as the proportions do not start from nothing.
+        """
+        splits = ("validation_size", "external_indexing", "datasplitter_kwargs", "early_stopping")
+        holds_out = (train_size is not None and train_size < 1) or any(arguments.get(name) for name in splits)
+        if holds_out and self._spots is not None:
+            message = (
+                f"With amortization={self._options.amortization!r} spots cannot be held out: their parameters are "
+                "estimated from their own counts. Use amortization='both', or leave train_size, validation_size, "
+                "external_indexing and early_stopping out."
+            )
+            raise OptionError(message)
+        if train_size is None and not holds_out:
+            train_size = 1.0
+        plan = {**_PLAN, **(arguments.pop("plan_kwargs", None) or {})}
+        epochs = _EPOCHS if max_epochs is None else max_epochs
+        super().train(epochs, train_size=train_size, plan_kwargs=plan, **arguments)
+
+    # ---------------------------------------------------------------- helpers
+
+    def _bound(self, adata: Any) -> data_layer.Dataset:
+        data = super()._bound(adata)
+        return data if self._spots is None else data_layer.placed(data, self._spots)
+
+    def _build(self, dataset: data_layer.Dataset | None) -> DestVIModel:
+        if self._reference is None:
+            n_genes = self.registry.modality(RNA).n_features
+            return build_destvi(self._options, empty_reference(self._options, n_genes), None)
+        start: SpotStart | None = None
+        if dataset is not None:
+            start = start_of(dataset, self._reference, self._given)
+        return build_destvi(self._options, self._reference, start)
+
+    @property
+    def _takes_negative(self) -> bool:
+        return False
+
+    @property
+    def _unread_roles(self) -> frozenset[str]:
+        return frozenset({"batch", "labels"})
+
+    def _check_counts(self, dataset: data_layer.Dataset) -> None:
+        assert self.adata is not None
+        data_layer.check_counts(
+            dataset.summary(RNA), self.adata, self.registry.modality(RNA), allow_negative=False, allow_fractional=False
+        )
