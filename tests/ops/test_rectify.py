@@ -61,3 +61,40 @@ def test_the_seed_decides() -> None:
 
 def test_everything_dropped() -> None:
     assert (drawn(torch.ones(5, 5), 1.0) == 0).all()
+
+
+def normed_inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    h, weight, bias = (torch.randn(shape, generator=generator, dtype=dtype) for shape in ((31, 6), (6,), (6,)))
+    return h.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+
+
+def test_normalised_units_have_the_moments_of_the_batch_and_the_running_ones_follow() -> None:
+    h, weight, bias = normed_inputs()
+    mean, variance = torch.zeros(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    out = ops.batch_norm_rectify(h, weight, bias, (mean, variance), 0.05, 1e-3, 0.0)
+    x = h.detach()
+    expected = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-3).sqrt() * weight + bias
+    torch.testing.assert_close(out, expected.clamp(min=0))
+    torch.testing.assert_close(mean, 0.05 * x.mean(0))
+    torch.testing.assert_close(variance, 0.95 + 0.05 * x.var(0, correction=1))
+
+
+def test_slopes_of_normalised_units() -> None:
+    def fixed(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        running = (torch.zeros(6, dtype=h.dtype), torch.ones(6, dtype=h.dtype))
+        with forked(7, CPU):
+            return ops.batch_norm_rectify(h, weight, bias, running, 0.05, 1e-3, 0.25)
+
+    assert torch.autograd.gradcheck(fixed, normed_inputs())
+
+
+def test_normalised_units_are_dropped_as_others_are() -> None:
+    h, weight, bias = normed_inputs(torch.float32)
+    running = torch.zeros(6), torch.ones(6)
+    with forked(5, CPU):
+        out = ops.batch_norm_rectify(h, weight, bias, running, 0.05, 1e-3, 0.4)
+    whole = ops.batch_norm_rectify(h, weight, bias, running, 0.05, 1e-3, 0.0)
+    kept = out > 0
+    assert 0.4 < kept[whole > 0].float().mean() < 0.8
+    torch.testing.assert_close(out[kept], whole[kept] / 0.6)

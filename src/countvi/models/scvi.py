@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from countvi.batch import RNA, Batch, Design
@@ -106,8 +105,8 @@ class SCVI(CountModel):
 
     def prior(self, design: Design) -> Latents[Latent]:
         """p(z, log l | s)."""
-        zero = torch.zeros(design.n_cells, self.n_latent, device=design.codes.device, dtype=self.rho.weight.dtype)
-        return Latents(z=Gaussian(loc=zero, scale=torch.ones_like(zero)), log_library=self.library.prior(design))
+        z = Gaussian.standard(design.n_cells, self.n_latent, like=self.rho.weight)
+        return Latents(z=z, log_library=self.library.prior(design))
 
     def generate(self, latents: Latents[Tensor], design: Design) -> Mapping[str, CountLikelihood]:
         """p(x | z, l, s)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from countvi import ops
 from countvi.batch import CountBlock, Design, Factor
 from countvi.nn.latent import Gaussian
 from countvi.nn.mlp import Mlp, MlpConfig
@@ -55,7 +55,7 @@ class GaussianEncoder(nn.Module):
         """Return the posterior, ``(cells, n_out)``, or ``(cells,)`` for a single number per cell."""
         h = self.mlp.from_counts(counts, features, design, self.log1p)
         loc, log_variance = self.loc(h), self.log_variance(h)
-        scale = (torch.exp(log_variance.clamp(max=_MAX_LOG_VARIANCE)) + _MIN_VARIANCE).sqrt()
+        scale = ops.standard_deviation(log_variance, _MIN_VARIANCE, _MAX_LOG_VARIANCE)
         if self.event_dims == 0:
             loc, scale = loc.squeeze(-1), scale.squeeze(-1)
         return Gaussian(loc=loc, scale=scale, event_dims=self.event_dims)

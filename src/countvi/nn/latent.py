@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from countvi import ops
+
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -26,17 +28,20 @@ class Gaussian:
         Mean and standard deviation, ``(cells, dimensions)``, or ``(cells,)`` for a single number per cell.
     event_dims
         How many trailing axes belong to one draw: 1 for a vector per cell, 0 for a number per cell.
+    is_standard
+        Whether these are unit normals, which a divergence from them need not find out.
     """
 
     loc: Tensor
     scale: Tensor
     event_dims: int = 1
+    is_standard: bool = False
 
     @classmethod
     def standard(cls, n_cells: int, n_dimensions: int, like: Tensor) -> Gaussian:
         """Return unit normals, ``(n_cells, n_dimensions)``, in the precision and on the device of a tensor."""
-        loc = like.new_zeros(n_cells, n_dimensions)
-        return cls(loc=loc, scale=torch.ones_like(loc))
+        shape = (n_cells, n_dimensions)
+        return cls(loc=like.new_zeros(()).expand(shape), scale=like.new_ones(()).expand(shape), is_standard=True)
 
     def where(self, mask: Tensor | None, other: Gaussian) -> Gaussian:
         """Return this distribution for cells in a mask ``(cells,)``, another one elsewhere; no mask is all cells."""
@@ -56,7 +61,7 @@ class Gaussian:
         """
         shape = self.loc.shape if n_samples is None else (n_samples, *self.loc.shape)
         noise = torch.randn(shape, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + self.scale * noise
+        return torch.addcmul(self.loc, self.scale, noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of ``(*samples, cells[, dimensions])``, shape ``(*samples, cells)``."""
@@ -65,6 +70,8 @@ class Gaussian:
 
     def kl(self, prior: Gaussian) -> Tensor:
         """Kullback-Leibler divergence KL(self || prior) per cell, in nats, shape ``(cells,)``."""
+        if prior.is_standard and self.event_dims:
+            return ops.standard_divergence(self.loc, self.scale)
         ratio = self.scale / prior.scale
         shift = (self.loc - prior.loc) / prior.scale
         return self._sum(0.5 * (ratio.square() + shift.square() - 1.0) - ratio.log())

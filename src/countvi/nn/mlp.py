@@ -52,6 +52,14 @@ class BatchNorm(nn.BatchNorm1d):
         )
         return normed.view(input.shape)
 
+    def rectified(self, input: Tensor, dropout: float) -> Tensor:
+        """Normalise ``(cells, units)``, rectify and drop units, as one operation where that is the same."""
+        if not self.training or len(input) < 2 or self.running_mean is None or self.running_var is None:
+            return ops.rectify(self(input), dropout)
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        running = (self.running_mean, self.running_var)
+        return ops.batch_norm_rectify(input, self.weight, self.bias, running, _MOMENTUM, self.eps, dropout)
+
 
 @dataclass(frozen=True)
 class MlpConfig:
@@ -124,11 +132,14 @@ class Block(nn.Module):
 
     def activate(self, h: Tensor) -> Tensor:
         """Everything after the linear map."""
+        dropout = self.dropout if self.training else 0.0
         if self.batch_norm is not None:
+            if h.ndim == 2 and not self.layer_norm:
+                return self.batch_norm.rectified(h, dropout)
             h = self.batch_norm(h)
         if self.layer_norm:
             h = functional.layer_norm(h, h.shape[-1:], eps=_LAYER_NORM_EPS)
-        return ops.rectify(h, self.dropout if self.training else 0.0)
+        return ops.rectify(h, dropout)
 
 
 class Mlp(nn.Module):

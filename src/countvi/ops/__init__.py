@@ -28,10 +28,18 @@ from countvi.ops._likelihoods import (
     negative_binomial_mixture,
     rate_shape_negative_binomial,
 )
+from countvi.ops._networks import (
+    batch_norm_rectify,
+    linear,
+    rectify,
+    sparse_linear,
+    standard_deviation,
+    standard_divergence,
+)
 from countvi.ops.affine import Affine
 from countvi.ops.link import Link
 from countvi.ops.rows import Rows
-from countvi.typing import Cells, CellsGenes, CellsHidden
+from countvi.typing import Cells, CellsGenes
 
 __all__ = [
     "Affine",
@@ -39,6 +47,7 @@ __all__ = [
     "Rows",
     "active_backend",
     "backend",
+    "batch_norm_rectify",
     "gamma_poisson",
     "linear",
     "log_rate",
@@ -53,6 +62,8 @@ __all__ = [
     "rectify",
     "scale",
     "sparse_linear",
+    "standard_deviation",
+    "standard_divergence",
     "zero_inflated_negative_binomial",
 ]
 
@@ -236,84 +247,6 @@ def normal(logits: CellsGenes, log_library: Cells, log_scale: Tensor, counts: Co
     :math:`(|x| + \mu)|x - \mu| / \sigma^2`: the mean is rounded to float32 before it is subtracted.
     """
     return reference.normal(logits, log_library, log_scale, counts, link)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Last layer of a decoder: an affine map to genes.
-
-    Parameters
-    ----------
-    x
-        Shape ``(*samples, cells, hidden)``.
-    weight
-        Shape ``(genes, hidden)``.
-    bias
-        Shape ``(genes,)``.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(*samples, cells, genes)``.
-
-    Notes
-    -----
-    Fastest with a weight that is stored by its input: the transpose of a contiguous ``(hidden, genes)``.
-    """
-    return implementation(x, weight, bias).linear(x, weight, bias)
-
-
-def rectify(h: Tensor, dropout: float) -> Tensor:
-    """Rectifier, then dropout: zero where ``h`` is negative or a unit is switched off, and what is kept scaled up.
-
-    Parameters
-    ----------
-    h
-        Any shape.
-    dropout
-        Share of units to switch off, from 0 to 1; drawn from torch's global stream.
-
-    Returns
-    -------
-    Tensor
-        The shape of ``h``.
-
-    Notes
-    -----
-    The share is rounded to a multiple of 2 ** -32 on the CPU.
-    """
-    return reference.rectify(h, dropout)
-
-
-def sparse_linear(
-    counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool, divisor: Cells | None = None
-) -> CellsHidden:
-    r"""First layer of an encoder: a linear map of counts, or of :math:`\log(1 + x)`.
-
-    Parameters
-    ----------
-    counts
-        Shape ``(cells, genes)``; cast to the precision of the weight. With ``log1p`` the values are above -1.
-    weight
-        Shape ``(hidden, genes)``.
-    bias
-        Shape ``(hidden,)``, or ``None``.
-    log1p
-        Whether to take the logarithm first.
-    divisor
-        What the counts of each cell are divided by before that, shape ``(cells,)``, or ``None``. It gets no gradient.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(cells, hidden)``.
-
-    Notes
-    -----
-    Fastest with a weight that is stored by gene: the transpose of a contiguous ``(genes, hidden)``.
-    """
-    return implementation(weight, *(() if bias is None else (bias,))).sparse_linear(
-        counts, weight, bias, log1p, divisor
-    )
 
 
 def non_negative_least_squares(gram: Tensor, cross: Tensor) -> Tensor:

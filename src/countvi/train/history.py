@@ -3,47 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from countvi.models.objective import Elbo
 
+_LOG_LIK, _KL, _LOG_PRIOR, _PENALTY = "log_lik_", "kl_", "log_prior", "penalty"
 
-def sums_of(elbo: Elbo) -> dict[str, torch.Tensor]:
-    """Sums of ELBO terms over the cells of a minibatch, without gradients; lower is better for each."""
-    reconstruction, divergence = elbo.reconstruction.detach(), elbo.divergence.detach()
-    terms = {"elbo": reconstruction + divergence, "reconstruction_loss": reconstruction, "kl_local": divergence}
-    terms |= {f"kl_{name}": kl.detach() for name, kl in elbo.kl.items()}
-    if len(elbo.log_lik) > 1:
-        terms |= {f"reconstruction_loss_{name}": -value.detach() for name, value in elbo.log_lik.items()}
-    # One sum for all of them: this runs in every step.
-    sums = dict(zip(terms, torch.stack(list(terms.values())).sum(-1).unbind(), strict=True))
-    if elbo.log_prior:
-        log_prior = torch.stack([value.detach() for value in elbo.log_prior.values()])
-        sums["kl_global"] = -log_prior.sum() * reconstruction.shape[-1]
-    if elbo.penalty:
-        penalty = torch.stack([value.detach() for value in elbo.penalty.values()])
-        sums["penalty"] = penalty.sum() * reconstruction.shape[-1]
-    return sums
+
+def sums_of(elbo: Elbo) -> tuple[tuple[str, ...], torch.Tensor]:
+    """Sum the terms of a minibatch over its cells, without gradients.
+
+    This runs in every step. What follows from these sums is left to :meth:`Tally.means`.
+
+    Returns
+    -------
+    names
+        Of the log-likelihoods by modality, of the divergences by latent variable, of all global log-priors and of all
+        penalties.
+    sums
+        Shape ``(names,)``; what is global counts once per cell.
+    """
+    names = (*(_LOG_LIK + name for name in elbo.log_lik), *(_KL + name for name in elbo.kl))
+    cells = torch.stack([term.detach() for term in (*elbo.log_lik.values(), *elbo.kl.values())])
+    sums = cells.sum(-1)
+    once = {_LOG_PRIOR: elbo.log_prior, _PENALTY: elbo.penalty}
+    once = {name: torch.stack([value.detach() for value in terms.values()]) for name, terms in once.items() if terms}
+    if once:
+        totals = torch.stack([values.sum() for values in once.values()]) * cells.shape[-1]
+        names, sums = (*names, *once), torch.cat([sums, totals])
+    return names, sums
 
 
 @dataclass
 class Tally:
     """Sums over the cells of an epoch, kept on the device until its end so that no step waits for them."""
 
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    sums: torch.Tensor | None = None
     n_cells: int = 0
+    loss: float = 0.0
 
-    def add(self, sums: Mapping[str, torch.Tensor], n_cells: int) -> None:
-        """Take in one minibatch."""
-        for name, value in sums.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+    def add(self, terms: tuple[tuple[str, ...], torch.Tensor], n_cells: int, loss: float = 0.0) -> None:
+        """Take in one minibatch: what :func:`sums_of` gives for it, and its mean loss."""
+        self.names, sums = terms
+        self.sums = sums if self.sums is None else self.sums + sums
         self.n_cells += n_cells
+        self.loss += loss * n_cells
 
     def means(self) -> dict[str, float]:
-        """Mean of each term over cells, in nats."""
-        return {name: float(total) / max(self.n_cells, 1) for name, total in self.sums.items()}
+        """Mean of each term over cells, in nats; lower is better for each."""
+        assert self.sums is not None, "a mean over no cells"
+        means = dict(zip(self.names, (self.sums.double() / self.n_cells).tolist(), strict=True))
+        errors = {name.removeprefix(_LOG_LIK): -v for name, v in means.items() if name.startswith(_LOG_LIK)}
+        kl = {name: value for name, value in means.items() if name.startswith(_KL)}
+        reconstruction, divergence = sum(errors.values()), sum(kl.values())
+        out = {"elbo": reconstruction + divergence, "reconstruction_loss": reconstruction, "kl_local": divergence, **kl}
+        if len(errors) > 1:
+            out |= {f"reconstruction_loss_{name}": value for name, value in errors.items()}
+        if _LOG_PRIOR in means:
+            out["kl_global"] = -means[_LOG_PRIOR]
+        if _PENALTY in means:
+            out["penalty"] = means[_PENALTY]
+        return out | {"loss": self.loss / self.n_cells}
 
 
 Row = dict[str, float]
@@ -56,8 +79,8 @@ def row_of(train: Mapping[str, float], validation: Mapping[str, float] | None, e
     ``elbo_*`` is the *negative* evidence lower bound per cell in nats, lower is better, with the KL term at full
     weight, as in scvi-tools. ``train_loss`` is what was descended: with the KL weight of the moment.
     """
-    row: Row = {"train_loss": train["loss"]} if "loss" in train else {}
+    row: Row = {"train_loss": train["loss"]}
     row |= {f"{name}_train": value for name, value in train.items() if name != "loss"}
     if validation is not None:
-        row |= {f"{name}_validation": value for name, value in validation.items()}
+        row |= {f"{name}_validation": value for name, value in validation.items() if name != "loss"}
     return row | dict(extra)

@@ -29,6 +29,7 @@ from countvi.train.guard import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Sn
 from countvi.train.history import Row, Tally, row_of, sums_of
 from countvi.train.layout import InOnePiece
 from countvi.train.schedules import Plateau, Stopper
+from countvi.train.update import FusedUpdate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -96,11 +97,10 @@ class _Step(nn.Module):
         self.model = model
         self.objective = objective
 
-    def forward(self, cells: _Cells) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, cells: _Cells) -> tuple[Tensor, tuple[tuple[str, ...], Tensor]]:
         """Return the loss, and sums over cells for the history."""
         elbo = self.model.elbo(cells.batch, cells.noise)
-        loss = self.objective.loss(elbo, cells.kl_weight)
-        return loss, sums_of(elbo) | {"loss": loss.detach() * cells.batch.n_cells}
+        return self.objective.loss(elbo, cells.kl_weight), sums_of(elbo)
 
 
 class _Run:
@@ -124,6 +124,8 @@ class _Run:
             fused=fabric.device.type in ("cpu", "cuda"),
         )
         self.descent = self._wrap(_Step(model, Objective(n_cells=feed.n_train, annealed=model.annealed)))
+        alone_on_cpu = isinstance(self.descent, _Step) and fabric.device.type == "cpu"
+        self.update = FusedUpdate(self.optimizer) if alone_on_cpu else self.optimizer.step
         self.n_steps = feed.n_steps(self.world)
         total = self.n_steps * config.max_epochs
         self.learning_rate = self.plan.learning_rate(total)
@@ -217,8 +219,9 @@ class _Run:
         """Descend once, or roll back if the loss is not finite."""
         kl_weight = self.kl_weight(self.state.steps_done)
         loss, sums = self.descent(_Cells(batch, noise, kl_weight))
+        value = float(loss.detach())
         self.parameters.clear_gradients()
-        finite = self._all_agree(bool(torch.isfinite(loss.detach())))
+        finite = self._all_agree(math.isfinite(value))
         if not finite:
             self.roll_back(batch, noise, where, hopeless=self._is_last_step() and not self._has_stepped(tally))
         else:
@@ -234,8 +237,8 @@ class _Run:
             self.parameters.share_gradients()
             if self.plan.gradient_clip_val is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters.seen, self.plan.gradient_clip_val)
-            self.optimizer.step()
-            tally.add(sums, batch.n_cells)
+            self.update()
+            tally.add(sums, batch.n_cells, value)
         self.state.steps_done += 1
 
     def roll_back(
@@ -310,11 +313,12 @@ class _Run:
 
     def _means(self, tally: Tally) -> dict[str, float]:
         if self.world > 1:
-            # A process may have had no minibatch at all, but all must reduce the same names in the same order.
-            names = self.fabric.broadcast(list(tally.sums))
-            nothing = torch.zeros((), device=self.fabric.device, dtype=self.dtype)
-            tally.sums = {name: self._sum(tally.sums.get(name, nothing)) for name in names}
-            tally.n_cells = int(self._sum(nothing + tally.n_cells))
+            # A process may have had no minibatch at all, but all must reduce the same terms in the same order.
+            tally.names = self.fabric.broadcast(tally.names)
+            nothing = torch.zeros(len(tally.names), device=self.fabric.device, dtype=torch.float64)
+            tally.sums = self._sum(nothing if tally.sums is None else tally.sums.double())
+            cells_and_loss = self._sum(torch.tensor([tally.n_cells, tally.loss], dtype=torch.float64).to(nothing))
+            tally.n_cells, tally.loss = int(cells_and_loss[0]), float(cells_and_loss[1])
         return tally.means() if tally.n_cells else {"loss": math.nan, "elbo": math.nan}
 
     def _all_agree(self, finite: bool) -> bool:

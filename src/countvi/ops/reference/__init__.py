@@ -6,6 +6,7 @@ are put in place, summed over the genes.
 """
 
 from countvi.ops.reference.gamma_poisson import gamma_poisson
+from countvi.ops.reference.gaussian import standard_deviation, standard_divergence
 from countvi.ops.reference.least_squares import non_negative_least_squares
 from countvi.ops.reference.linear import linear, sparse_linear
 from countvi.ops.reference.mixture import negative_binomial_mixture
@@ -14,10 +15,11 @@ from countvi.ops.reference.normal import normal
 from countvi.ops.reference.poisson import poisson
 from countvi.ops.reference.rate import log_rate, log_scale, scale
 from countvi.ops.reference.rate_shape import mixed_types_negative_binomial, rate_shape_negative_binomial
-from countvi.ops.reference.rectifier import rectify
+from countvi.ops.reference.rectifier import batch_norm_rectify, rectify
 from countvi.ops.reference.zero_inflated import zero_inflated_negative_binomial
 
 __all__ = [
+    "batch_norm_rectify",
     "gamma_poisson",
     "linear",
     "log_rate",
@@ -32,5 +34,7 @@ __all__ = [
     "rectify",
     "scale",
     "sparse_linear",
+    "standard_deviation",
+    "standard_divergence",
     "zero_inflated_negative_binomial",
 ]

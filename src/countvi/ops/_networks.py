@@ -1,0 +1,154 @@
+"""What encoders and decoders are made of; the public names are those of :mod:`countvi.ops`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from countvi.batch import CountBlock
+from countvi.ops import reference
+from countvi.ops._backend import implementation
+from countvi.typing import Cells, CellsHidden
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Last layer of a decoder: an affine map to genes.
+
+    Parameters
+    ----------
+    x
+        Shape ``(*samples, cells, hidden)``.
+    weight
+        Shape ``(genes, hidden)``.
+    bias
+        Shape ``(genes,)``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(*samples, cells, genes)``.
+
+    Notes
+    -----
+    Fastest with a weight that is stored by its input: the transpose of a contiguous ``(hidden, genes)``.
+    """
+    return implementation(x, weight, bias).linear(x, weight, bias)
+
+
+def rectify(h: Tensor, dropout: float) -> Tensor:
+    """Rectifier, then dropout: zero where ``h`` is negative or a unit is switched off, and what is kept scaled up.
+
+    Parameters
+    ----------
+    h
+        Any shape.
+    dropout
+        Share of units to switch off, from 0 to 1; drawn from torch's global stream.
+
+    Returns
+    -------
+    Tensor
+        The shape of ``h``.
+
+    Notes
+    -----
+    The share is rounded to a multiple of 2 ** -16 on the CPU.
+    """
+    return reference.rectify(h, dropout)
+
+
+def batch_norm_rectify(
+    h: Tensor, weight: Tensor, bias: Tensor, running: tuple[Tensor, Tensor], momentum: float, eps: float, dropout: float
+) -> Tensor:
+    """Batch normalisation in training, then :func:`rectify`.
+
+    Parameters
+    ----------
+    h
+        Shape ``(cells, units)``, of two cells at least.
+    weight, bias
+        Scale and shift after the normalisation, shape ``(units,)``.
+    running
+        Mean and variance over past batches, shape ``(units,)`` each; updated in place.
+    momentum
+        What a batch weighs in them.
+    eps
+        Added to the variance of the batch.
+    dropout
+        As in :func:`rectify`.
+
+    Returns
+    -------
+    Tensor
+        The shape of ``h``.
+    """
+    return reference.batch_norm_rectify(h, weight, bias, running, momentum, eps, dropout)
+
+
+def standard_deviation(log_variance: Tensor, floor: float, ceiling: float) -> Tensor:
+    r"""Standard deviation of a posterior, :math:`\sqrt{e^{\min(a, c)} + f}`.
+
+    Parameters
+    ----------
+    log_variance
+        a, any real number, any shape.
+    floor
+        f, at least zero: what the variance stays above.
+    ceiling
+        c: beyond it the result and its slope are constant.
+
+    Returns
+    -------
+    Tensor
+        The shape of ``log_variance``.
+    """
+    return reference.standard_deviation(log_variance, floor, ceiling)
+
+
+def standard_divergence(loc: Tensor, scale: Tensor) -> Cells:
+    r"""Kullback-Leibler divergence of independent normals from unit normals.
+
+    .. math:: \sum_d \tfrac12 \left(m_d^2 + s_d^2 - 1\right) - \log s_d
+
+    Parameters
+    ----------
+    loc, scale
+        m and s, s positive, shape ``(*samples, cells, dimensions)``.
+
+    Returns
+    -------
+    Tensor
+        Nats, shape ``(*samples, cells)``.
+    """
+    return reference.standard_divergence(loc, scale)
+
+
+def sparse_linear(
+    counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool, divisor: Cells | None = None
+) -> CellsHidden:
+    r"""First layer of an encoder: a linear map of counts, or of :math:`\log(1 + x)`.
+
+    Parameters
+    ----------
+    counts
+        Shape ``(cells, genes)``; cast to the precision of the weight. With ``log1p`` the values are above -1.
+    weight
+        Shape ``(hidden, genes)``.
+    bias
+        Shape ``(hidden,)``, or ``None``.
+    log1p
+        Whether to take the logarithm first.
+    divisor
+        What the counts of each cell are divided by before that, shape ``(cells,)``, or ``None``. It gets no gradient.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(cells, hidden)``.
+
+    Notes
+    -----
+    Fastest with a weight that is stored by gene: the transpose of a contiguous ``(genes, hidden)``.
+    """
+    return implementation(weight, *(() if bias is None else (bias,))).sparse_linear(
+        counts, weight, bias, log1p, divisor
+    )
