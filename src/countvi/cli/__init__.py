@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -70,7 +70,93 @@ def train_scvi(
     quiet: given.Quiet = False,
 ) -> None:
     """Train scVI (Lopez et al. 2018). Options given here beat those of --config; others have their defaults."""
-    options = dict(locals())
+    _start("scvi", dict(locals()), get_type_hints(train_scvi))
+
+
+@train.command("ambient")
+def train_ambient(
+    counts: given.Counts = None,
+    out: given.Out = None,
+    config: given.Config = None,
+    overwrite: given.Overwrite = False,
+    write_h5ad: given.WriteH5ad = None,
+    layer: given.Layer = None,
+    batch_key: given.BatchKeyOfPurposes = None,
+    labels_key: given.LabelsKey = None,
+    ambient_covariate_key: given.AmbientCovariateKey = None,
+    nn_conditioning_covariate_key: given.NnConditioningCovariateKey = None,
+    nn_continuous_covariate_key: given.NnContinuousCovariateKey = None,
+    feature_scaling_covariate_key: given.FeatureScalingCovariateKey = None,
+    dispersion_key: given.DispersionKey = None,
+    library_size_key: given.LibrarySizeKey = None,
+    encoder_covariate_key: given.EncoderCovariateKey = None,
+    n_latent: given.NLatent = None,
+    n_hidden: given.NHidden = None,
+    n_layers: given.NLayers = None,
+    dropout_rate: given.DropoutRate = None,
+    dispersion: given.DispersionOfPurposes = None,
+    use_additive_background: given.UseAdditiveBackground = None,
+    bg_init_gene_fraction: given.BgInitGeneFraction = None,
+    regularise_background: given.RegulariseBackground = None,
+    use_feature_scaling: given.UseFeatureScaling = None,
+    use_batch_in_decoder: given.UseBatchInDecoder = None,
+    max_epochs: given.MaxEpochs = None,
+    batch_size: given.BatchSize = None,
+    train_size: given.TrainSize = None,
+    early_stopping: given.EarlyStopping = None,
+    seed: given.Seed = None,
+    accelerator: given.Accelerator = None,
+    resume: given.Resume = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Train AmbientRegularizedSCVI: scVI with ambient counts. Options given here beat those of --config."""
+    _start("ambient", dict(locals()), get_type_hints(train_ambient))
+
+
+@train.command("multimodal")
+def train_multimodal(
+    counts: given.ModalCounts = None,
+    out: given.Out = None,
+    config: given.Config = None,
+    overwrite: given.Overwrite = False,
+    modality: given.Modality = None,
+    layer: given.Layer = None,
+    batch_key: given.BatchKeyOfPurposes = None,
+    labels_key: given.LabelsKey = None,
+    ambient_covariate_key: given.AmbientCovariateKey = None,
+    nn_conditioning_covariate_key: given.NnConditioningCovariateKey = None,
+    nn_continuous_covariate_key: given.NnContinuousCovariateKey = None,
+    feature_scaling_covariate_key: given.FeatureScalingCovariateKey = None,
+    dispersion_key: given.DispersionKey = None,
+    library_size_key: given.LibrarySizeKey = None,
+    encoder_covariate_key: given.EncoderCovariateKey = None,
+    n_latent: given.NLatent = None,
+    n_hidden: given.NHidden = None,
+    n_layers: given.NLayers = None,
+    dropout_rate: given.DropoutRate = None,
+    dispersion: given.DispersionOfPurposes = None,
+    latent_mode: given.LatentMode = None,
+    modality_weights: given.ModalityWeights = None,
+    background_modality: given.BackgroundModality = None,
+    scaling_modality: given.ScalingModality = None,
+    bg_init_gene_fraction: given.BgInitGeneFraction = None,
+    regularise_background: given.RegulariseBackground = None,
+    use_batch_in_decoder: given.UseBatchInDecoder = None,
+    max_epochs: given.MaxEpochs = None,
+    batch_size: given.BatchSize = None,
+    train_size: given.TrainSize = None,
+    early_stopping: given.EarlyStopping = None,
+    seed: given.Seed = None,
+    accelerator: given.Accelerator = None,
+    resume: given.Resume = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Train RegularizedMultimodalVI: one state of several modalities. Options given here beat those of --config."""
+    _start("multimodal", dict(locals()), get_type_hints(train_multimodal))
+
+
+def _start(command: str, options: dict[str, Any], kinds: dict[str, Any]) -> None:
+    """Run a ``train`` command on its options, of the types that its signature says."""
     from countvi.cli import _options, _train
 
     switches = _options.Switches(
@@ -79,8 +165,7 @@ def train_scvi(
         resume=options.pop("resume"),
         quiet=options.pop("quiet"),
     )
-    resolved = _options.resolve(options, switches.config, get_type_hints(train_scvi))
-    _train.run("SCVI", "X_scVI", resolved, switches)
+    _train.run(_train.COMMANDS[command], _options.resolve(options, switches.config, kinds), switches)
 
 
 @app.command("info")

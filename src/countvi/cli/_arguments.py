@@ -18,6 +18,11 @@ Counts = Annotated[
     typer.Argument(help="The cells: .h5ad, or .h5 of Cell Ranger 3 and later.", metavar="CELLS", show_default=False),
 ]
 
+ModalCounts = Annotated[
+    Path | None,
+    typer.Argument(help="The cells: a MuData, .h5mu.", metavar="CELLS", show_default=False),
+]
+
 Out = Annotated[Path | None, typer.Option(help="Folder to write to.", rich_help_panel=_FILES)]
 Config = Annotated[Path | None, typer.Option(help="YAML file with options.", rich_help_panel=_FILES)]
 Overwrite = Annotated[
@@ -45,6 +50,47 @@ ContinuousCovariateKey = Annotated[
     list[str] | None, typer.Option(help="Column of obs with numbers; may be repeated.", rich_help_panel=_DATA)
 ]
 
+BatchKeyOfPurposes = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of obs: serves as ambient, dispersion and library size key at once.", rich_help_panel=_DATA
+    ),
+]
+AmbientCovariateKey = Annotated[
+    list[str] | None,
+    typer.Option(help="Column of obs whose levels have a background each; may be repeated.", rich_help_panel=_DATA),
+]
+NnConditioningCovariateKey = Annotated[
+    list[str] | None,
+    typer.Option(help="Column of obs that the decoder sees; may be repeated.", rich_help_panel=_DATA),
+]
+NnContinuousCovariateKey = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column of obs with numbers, which encoders and decoder see; may be repeated.", rich_help_panel=_DATA
+    ),
+]
+FeatureScalingCovariateKey = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column of obs whose levels have a factor for each feature; may be repeated.", rich_help_panel=_DATA
+    ),
+]
+DispersionKey = Annotated[
+    str | None, typer.Option(help="Column of obs whose levels have dispersions of their own.", rich_help_panel=_DATA)
+]
+LibrarySizeKey = Annotated[
+    str | None,
+    typer.Option(help="Column of obs whose levels have a library size prior of their own.", rich_help_panel=_DATA),
+]
+EncoderCovariateKey = Annotated[
+    list[str] | None,
+    typer.Option(help="Column of obs that the encoders see (default: none); may be repeated.", rich_help_panel=_DATA),
+]
+Modality = Annotated[
+    list[str] | None, typer.Option(help="Modality to use (default: all); may be repeated.", rich_help_panel=_DATA)
+]
+
 NLatent = Annotated[
     int | None, typer.Option(help="Dimensions of the latent space (default: 10).", rich_help_panel=_MODEL)
 ]
@@ -68,6 +114,73 @@ EncodeCovariates = Annotated[
         "--encode-covariates/--no-encode-covariates",
         help="Whether the encoder sees batch and covariates (default: no).",
         rich_help_panel=_MODEL,
+    ),
+]
+
+DispersionOfPurposes = Annotated[
+    str | None,
+    typer.Option(
+        help="gene-batch: per level of the dispersion key; or gene (default: gene-batch).", rich_help_panel=_MODEL
+    ),
+]
+UseAdditiveBackground = Annotated[
+    bool | None,
+    typer.Option(
+        "--use-additive-background/--no-use-additive-background",
+        help="Whether there are ambient counts (default: yes).",
+        rich_help_panel=_MODEL,
+    ),
+]
+BgInitGeneFraction = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of a gene's counts taken for background before training (default: 0.2).", rich_help_panel=_MODEL
+    ),
+]
+RegulariseBackground = Annotated[
+    bool | None,
+    typer.Option(
+        "--regularise-background/--no-regularise-background",
+        help="Whether the background has its prior (default: no).",
+        rich_help_panel=_MODEL,
+    ),
+]
+UseFeatureScaling = Annotated[
+    bool | None,
+    typer.Option(
+        "--use-feature-scaling/--no-use-feature-scaling",
+        help="Whether each gene has factors (default: yes).",
+        rich_help_panel=_MODEL,
+    ),
+]
+UseBatchInDecoder = Annotated[
+    bool | None,
+    typer.Option(
+        "--use-batch-in-decoder/--no-use-batch-in-decoder",
+        help="Whether the decoder sees the batch (default: no).",
+        rich_help_panel=_MODEL,
+    ),
+]
+LatentMode = Annotated[
+    str | None,
+    typer.Option(
+        help="concatenation, weighted_mean or single_encoder (default: concatenation).", rich_help_panel=_MODEL
+    ),
+]
+ModalityWeights = Annotated[
+    str | None,
+    typer.Option(help="Of a weighted mean: equal, universal or cell (default: equal).", rich_help_panel=_MODEL),
+]
+BackgroundModality = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Modality with ambient counts (default: those of genes); may be repeated.", rich_help_panel=_MODEL
+    ),
+]
+ScalingModality = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Modality with feature factors (default: those of peaks); may be repeated.", rich_help_panel=_MODEL
     ),
 ]
 

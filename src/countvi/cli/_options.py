@@ -21,6 +21,18 @@ _SETUP = {
     "size_factor_key": "size_factor_key",
     "categorical_covariate_key": "categorical_covariate_keys",
     "continuous_covariate_key": "continuous_covariate_keys",
+    "modality": "modalities",
+    "ambient_covariate_key": "ambient_covariate_keys",
+    "nn_conditioning_covariate_key": "nn_conditioning_covariate_keys",
+    "nn_continuous_covariate_key": "nn_continuous_covariate_keys",
+    "feature_scaling_covariate_key": "feature_scaling_covariate_keys",
+    "dispersion_key": "dispersion_key",
+    "library_size_key": "library_size_key",
+    "encoder_covariate_key": "encoder_covariate_keys",
+}
+_MODEL = {
+    "background_modality": "additive_background_modalities",
+    "scaling_modality": "feature_scaling_modalities",
 }
 _TRAIN = ("max_epochs", "batch_size", "train_size", "early_stopping", "accelerator")
 _FILES = ("counts", "out", "write_h5ad")
@@ -77,7 +89,7 @@ class Options:
 
     @property
     def setup(self) -> dict[str, Any]:
-        """Arguments of ``setup_anndata``."""
+        """Arguments of ``setup_anndata`` or ``setup_mudata``."""
         return {_SETUP[name]: value for name, value in self.values.items() if name in _SETUP}
 
     @property
@@ -89,7 +101,7 @@ class Options:
     def model(self) -> dict[str, Any]:
         """Arguments of the model."""
         others = {*_SETUP, *_TRAIN, *_FILES}
-        return {name: value for name, value in self.values.items() if name not in others}
+        return {_MODEL.get(name, name): value for name, value in self.values.items() if name not in others}
 
     def to_yaml(self) -> str:
         """Text that ``--config`` reads back as these options."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -17,20 +18,66 @@ from countvi.errors import DataWarning, TrainingWarning
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+    from mudata import MuData
 
     from countvi.estimators._trainable import Trainable
     from countvi.train import Callback
 
+_DECONTAMINATED = "decontaminated"
 
-def run(model_name: str, obsm_key: str, options: Options, switches: Switches) -> None:
+
+@dataclass(frozen=True)
+class Command:
+    """What tells one ``train`` command from another.
+
+    Parameters
+    ----------
+    name
+        Of the command.
+    model
+        Class of the model in ``countvi``.
+    obsm_key
+        Where its latent space goes.
+    reader
+        Function of ``countvi.io`` that reads the input.
+    setup
+        Method of the class that takes it.
+    ambient
+        Whether the model knows which counts are ambient.
+    """
+
+    name: str
+    model: str
+    obsm_key: str
+    reader: str = "read_counts"
+    setup: str = "setup_anndata"
+    ambient: bool = False
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("scvi", "SCVI", "X_scVI"),
+        Command("ambient", "AmbientRegularizedSCVI", "X_ambient", ambient=True),
+        Command(
+            "multimodal",
+            "RegularizedMultimodalVI",
+            "X_multimodal",
+            reader="read_mudata",
+            setup="setup_mudata",
+            ambient=True,
+        ),
+    )
+}
+
+
+def run(command: Command, options: Options, switches: Switches) -> None:
     """Train a model and write everything a user needs.
 
     Parameters
     ----------
-    model_name
-        Class of the model in ``countvi``.
-    obsm_key
-        Where its latent space goes.
+    command
+        Which model.
     options
         What to run.
     switches
@@ -45,11 +92,11 @@ def run(model_name: str, obsm_key: str, options: Options, switches: Switches) ->
     folder.check(options.counts, options.write_h5ad)
     with _notes():
         import countvi
-        from countvi.io import read_counts
+        from countvi import io
 
-        adata = read_counts(options.counts)
-        model_class = getattr(countvi, model_name)
-        model_class.setup_anndata(adata, **options.setup)
+        adata = getattr(io, command.reader)(options.counts)
+        model_class = getattr(countvi, command.model)
+        getattr(model_class, command.setup)(adata, **options.setup)
         model = model_class(adata, **options.model)
         try:
             model.train(
@@ -62,9 +109,9 @@ def run(model_name: str, obsm_key: str, options: Options, switches: Switches) ->
         except KeyboardInterrupt:
             typer.echo("\nStopped. The same command with --resume goes on after the last whole epoch.", err=True)
             raise typer.Exit(130) from None
-        _write(model, adata, obsm_key, options)
+        _write(command, model, adata, options)
     folder.end()
-    typer.echo(_report(model, model_name, obsm_key, options))
+    typer.echo(_report(command, model, options))
 
 
 def _beginning(folder: RunFolder, options: Options) -> Callback:
@@ -98,7 +145,7 @@ def _notes() -> Iterator[None]:
         yield
 
 
-def _write(model: Trainable, adata: AnnData, obsm_key: str, options: Options) -> None:
+def _write(command: Command, model: Trainable, data: AnnData | MuData, options: Options) -> None:
     import anndata
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -109,32 +156,54 @@ def _write(model: Trainable, adata: AnnData, obsm_key: str, options: Options) ->
     latent: Any = model.get_latent_representation()  # type: ignore[attr-defined]
     model.save(out / "model", overwrite=True)
     model.history.to_csv(out / "history.csv")
-    obs: Any = adata.obs.copy()
-    small = anndata.AnnData(obs=obs, obsm={obsm_key: latent})
+    obs: Any = data.obs.copy()
+    for name, share in _shares(command, model).items():
+        obs[name] = share
+    small = anndata.AnnData(obs=obs, obsm={command.obsm_key: latent})
     small.write_h5ad(out / "latent.h5ad")
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)  # no window system, so that it works on a server
     plot.training_curves(model, ax=figure.add_subplot())
     figure.savefig(out / "training.png", dpi=150)
     if options.write_h5ad is not None:
-        adata.obsm[obsm_key] = latent
-        adata.write_h5ad(options.write_h5ad)
+        assert isinstance(data, anndata.AnnData), "a command with --write-h5ad reads an AnnData"
+        data.obs, data.obsm[command.obsm_key] = obs, latent
+        if command.ambient and _shares(command, model):
+            data.layers[_DECONTAMINATED] = model.get_decontaminated_counts()  # type: ignore[attr-defined]
+        data.write_h5ad(options.write_h5ad)
 
 
-def _report(model: Trainable, model_name: str, obsm_key: str, options: Options) -> str:
+def _shares(command: Command, model: Any) -> dict[str, Any]:
+    """Columns with the share of each cell's counts that is ambient, of a model that knows it."""
+    if not command.ambient or not any(part.background is not None for part in model.module.modalities.values()):
+        return {}
+    shares = model.get_ambient_fraction()
+    return (
+        {f"ambient_fraction_{n}": s for n, s in shares.items()}
+        if isinstance(shares, dict)
+        else {"ambient_fraction": shares}
+    )
+
+
+def _report(command: Command, model: Trainable, options: Options) -> str:
     out = options.out
     elbo, cells = kept_elbo(model.history, early_stopping=options.train.get("early_stopping", False))
+    beside = " and the ambient fractions" if _shares(command, model) else ""
     files: list[tuple[Path, str]] = [
         (out / "model", "the model"),
-        (out / "latent.h5ad", f"obs of the input and obsm['{obsm_key}']"),
+        (out / "latent.h5ad", f"obs of the input{beside} and obsm['{command.obsm_key}']"),
         (out / "history.csv", "one row per epoch"),
         (out / "training.png", "the training curves"),
-        (out / "run.yaml", f"the options; countvi train {model_name.lower()} --config repeats the run"),
+        (out / "run.yaml", f"the options; countvi train {command.name} --config repeats the run"),
     ]
     if options.write_h5ad is not None:
-        files.append((options.write_h5ad, f"the input with obsm['{obsm_key}']"))
+        layer = f" and layers['{_DECONTAMINATED}']" if beside else ""
+        files.append((options.write_h5ad, f"the input with obsm['{command.obsm_key}']{layer}"))
     width = max(len(str(path)) for path, _ in files)
-    genes = list(model.registry.modalities[0].feature_names[:2])
+    modality = model.registry.modalities[0]
+    which = f", modality={modality.name!r}" if command.setup == "setup_mudata" else ""
+    genes = list(modality.feature_names[:2])
+    read = f"countvi.io.{command.reader}({str(options.counts)!r})"
     lines = [
         "",
         f"Trained {len(model.history)} epochs; ELBO {elbo:,.1f} nats per cell on {cells} (higher is better).",
@@ -143,9 +212,9 @@ def _report(model: Trainable, model_name: str, obsm_key: str, options: Options) 
         "Next, in Python:",
         "  import countvi, scanpy as sc",
         f"  adata = sc.read_h5ad({str(out / 'latent.h5ad')!r})",
-        f"  sc.pp.neighbors(adata, use_rep={obsm_key!r})  # then sc.tl.umap, sc.tl.leiden as usual",
-        f"  model = countvi.{model_name}.load({str(out / 'model')!r}, countvi.io.read_counts({str(options.counts)!r}))",
-        f"  expression = model.get_normalized_expression(library_size=10_000, gene_list={genes!r})",
+        f"  sc.pp.neighbors(adata, use_rep={command.obsm_key!r})  # then sc.tl.umap, sc.tl.leiden as usual",
+        f"  model = countvi.{command.model}.load({str(out / 'model')!r}, {read})",
+        f"  expression = model.get_normalized_expression(library_size=10_000, gene_list={genes!r}{which})",
     ]
     return "\n".join(lines)
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from countvi.errors import FileFormatError
+from countvi.data import read_h5mu
+from countvi.errors import FileFormatError, OptionError
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 
 def read_counts(path: str | Path, *, backed: bool = False) -> AnnData:
@@ -50,6 +52,38 @@ def read_counts(path: str | Path, *, backed: bool = False) -> AnnData:
         return _read_10x(path)
     message = f"{path} must end in .h5ad, or in .h5 (Cell Ranger); convert other formats with scanpy first."
     raise FileFormatError(message)
+
+
+def read_mudata(path: str | Path) -> MuData:
+    """Read an ``.h5mu`` into memory.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing or of another kind.
+    OptionError
+        If mudata is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        message = f"There is no file {path}."
+        raise FileFormatError(message)
+    if path.suffix != ".h5mu":
+        message = f"{path} must end in .h5mu, a MuData; one AnnData is read by read_counts."
+        raise FileFormatError(message)
+    try:
+        return read_h5mu(path)
+    except ImportError as error:
+        message = "Reading .h5mu needs mudata, which is not installed; pip install 'countvi[multimodal]'."
+        raise OptionError(message) from error
+    except Exception as error:  # a foreign file can fail in any way
+        message = f"{path} is not a readable .h5mu file: {error}"
+        raise FileFormatError(message) from error
 
 
 def _read_10x(path: Path) -> AnnData:
