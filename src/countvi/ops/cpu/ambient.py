@@ -16,7 +16,7 @@ from numba import carray
 
 from countvi.ops.cpu import dense, stored
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
-from countvi.ops.cpu.elementary import ONE, ZERO, log
+from countvi.ops.cpu.elementary import HALF, ONE, TWO, ZERO, atanh_excess, exp, exp64, log, log64, log_one_minus
 
 SLOTS = (
     "ticket",
@@ -33,6 +33,7 @@ SLOTS = (
     "log_library",
     "log_theta",
     "theta",
+    "least_theta",
     "background",
     "log_scaling",
     "scaling",
@@ -54,18 +55,21 @@ SLOTS = (
 
 There are ``rows`` rows of parameters; row ``r`` has the counts and the codes of cell ``r % cells``. There is no
 gradient without ``d_logits``. ``d_log_theta``, ``d_log_background`` and ``d_log_scaling`` have a table per chunk.
+``least_theta`` is the smallest theta of each row of its table.
 """
 
 (_TICKET, _ROWS, _CELLS, _GENES, _CHUNK, _CHUNKS, _NONZEROS) = range(7)
 (_THETA_ROWS, _BACKGROUND_ROWS, _SCALING_ROWS) = range(7, 10)
-(_LOGITS, _LOG_LIBRARY, _LOG_THETA, _THETA, _BACKGROUND, _LOG_SCALING, _SCALING) = range(10, 17)
-(_THETA_CODE, _BACKGROUND_CODE, _SCALING_CODE, _VALUES, _COLUMNS, _OFFSETS) = range(17, 23)
-(_WEIGHT, _OUT, _D_LOGITS, _D_LOG_LIBRARY, _D_LOG_THETA, _D_LOG_BACKGROUND, _D_LOG_SCALING) = range(23, 30)
+(_LOGITS, _LOG_LIBRARY, _LOG_THETA, _THETA, _LEAST_THETA, _BACKGROUND, _LOG_SCALING, _SCALING) = range(10, 18)
+(_THETA_CODE, _BACKGROUND_CODE, _SCALING_CODE, _VALUES, _COLUMNS, _OFFSETS) = range(18, 24)
+(_WEIGHT, _OUT, _D_LOGITS, _D_LOG_LIBRARY, _D_LOG_THETA, _D_LOG_BACKGROUND, _D_LOG_SCALING) = range(24, 31)
 _N_SLOTS = len(SLOTS)
 # What the exponential gives for everything that underflows.
 _LEAST = np.float32(2e-38)
+# Below this ratio of mu to theta nothing overflows in float32.
+_SAFE = np.float32(1e29)
 # Rows of the work space in float32.
-_N_ROWS = 4
+_N_ROWS = 6
 
 
 @strict
@@ -80,49 +84,72 @@ def _code(address, cells, cell):
 
 
 @strict
-def _add_background(background, own, rate, log_rate):
-    """Write the rate with background, and its logarithm."""
+def _own_rate(logits, own, sigmoid):
+    """Write the softplus of the logits and its slope."""
     apart()
-    for g in range(own.shape[0]):
-        rate[g] = own[g] + background[g]
-    for g in range(own.shape[0]):
-        log_rate[g] = log(rate[g]) if background[g] > ZERO and rate[g] > ZERO else log_rate[g]  # NaN stays
+    for g in range(logits.shape[0]):
+        y = logits[g]
+        t = exp(-abs(y))
+        positive = ZERO if y < ZERO else y  # unlike max, keeps NaN
+        own[g] = positive + TWO * t / (TWO + t) * (ONE + atanh_excess(t / (TWO + t)))
+        sigmoid[g] = (ONE if y > ZERO else t) / (ONE + t)
 
 
 @strict
-def _scale(scaling, log_scaling, rate, log_rate):
-    """Multiply the rate."""
+def _whole_rate(own, background, scaling, rate):
+    """Write the rate with background and scaling."""
     apart()
+    for g in range(own.shape[0]):
+        rate[g] = (own[g] + background[g]) * scaling[g]
+
+
+@strict
+def _log_row(row, out):
+    """Write the logarithm."""
+    apart()
+    for g in range(row.shape[0]):
+        out[g] = log(row[g]) if row[g] > ZERO else row[g] - ONE / ZERO  # NaN stays
+
+
+@strict
+def _zeros(mean, theta, value, theta_slope):
+    """Write log p(0) and its slope by log theta, where mu / theta is far from overflow."""
+    apart()
+    rate, scale = mean
     for g in range(rate.shape[0]):
-        rate[g] *= scaling[g]
-    for g in range(rate.shape[0]):
-        log_rate[g] += log_scaling[g]
+        ratio = rate[g] * scale / theta[g]
+        z, h = ratio / (TWO + ratio), ratio / (ONE + ratio)
+        log1p = log_one_minus(-ratio, ONE + ratio)
+        low = TWO * z * (HALF * h + atanh_excess(z))
+        value[g] = -theta[g] * log1p
+        theta_slope[g] = -theta[g] * (low if ratio < ONE else log1p - h)
 
 
 @strict
-def _own_share(background, own, share):
-    """Write the share of the cell's own rate; one minus it would have no digits left where it is small."""
+def _through_rate(own, background, sigmoid, share):
+    """Write d log mu / d logits: the slope of the softplus over the rate before scaling."""
     apart()
     for g in range(own.shape[0]):
-        visible = own[g] if own[g] > _LEAST else ZERO
-        share[g] = visible / (own[g] + background[g]) if background[g] > ZERO else ONE
+        # Where the softplus underflows beside a background, so does its slope. Without one, the ratio is right.
+        seen = sigmoid[g] if own[g] > _LEAST or background[g] == ZERO else ZERO
+        share[g] = seen / (own[g] + background[g])
 
 
 @strict
-def _to_logits(slopes, share, own_slope, weight, out):
-    """``out = weight * slopes * share * own_slope``."""
-    apart()
-    for g in range(out.shape[0]):
-        out[g] = weight * slopes[g] * (share[g] * own_slope[g])
-
-
-@strict
-def _add_to_background(slopes, background, own, weight, out):
+def _to_background(slopes, background, own, weight, out):
     """``out += weight * slopes * share of the background``."""
     apart()
     for g in range(out.shape[0]):
-        share = background[g] / (own[g] + background[g]) if background[g] > ZERO else ZERO
+        share = background[g] / (own[g] + background[g])
         out[g] += weight * slopes[g] * share
+
+
+@strict
+def _to_logits(share, weight, slopes):
+    """``slopes *= weight * share``."""
+    apart()
+    for g in range(slopes.shape[0]):
+        slopes[g] = weight * slopes[g] * share[g]
 
 
 @strict
@@ -133,7 +160,8 @@ def _logs_at(logits, background, log_scaling, shift, genes, out):
     stored.log_softplus_in_place(out, genes.shape[0], 0.0)
     for j in range(genes.shape[0]):
         b = np.float64(background[genes[j]])
-        out[j] = math.log(math.exp(out[j]) + b) if b > 0.0 else out[j]
+        out[j] = log64(exp64(out[j]) + b) if b > 0.0 else out[j]
+    for j in range(genes.shape[0]):
         out[j] += log_scaling[genes[j]] + shift
 
 
@@ -142,7 +170,11 @@ def _parameters(job):
     n_rows, genes, cells, n = job[_ROWS], job[_GENES], job[_CELLS], job[_NONZEROS]
     return (
         (_matrix(job[_LOGITS], n_rows, genes), _matrix(job[_LOG_LIBRARY], 1, n_rows)[0]),
-        (_matrix(job[_LOG_THETA], job[_THETA_ROWS], genes), _matrix(job[_THETA], job[_THETA_ROWS], genes)),
+        (
+            _matrix(job[_LOG_THETA], job[_THETA_ROWS], genes),
+            _matrix(job[_THETA], job[_THETA_ROWS], genes),
+            _matrix(job[_LEAST_THETA], 1, job[_THETA_ROWS])[0],
+        ),
         _matrix(job[_BACKGROUND], job[_BACKGROUND_ROWS], genes),
         (_matrix(job[_LOG_SCALING], job[_SCALING_ROWS], genes), _matrix(job[_SCALING], job[_SCALING_ROWS], genes)),
         (
@@ -160,7 +192,10 @@ def _work_space(job, offsets):
     for cell in range(job[_CELLS]):
         longest = max(longest, offsets[cell + 1] - offsets[cell])
     space = np.empty((_N_ROWS, genes + 80), np.float32)
-    rows = (space[0][:genes], space[1][:genes], space[2][:genes], space[3][:genes])
+    # Cut one by one: a row of a cut matrix is not known to be in one piece.
+    a, b, c = space[0][:genes], space[1][:genes], space[2][:genes]
+    d, e, f = space[3][:genes], space[4][:genes], space[5][:genes]
+    rows = (a, b, c, d, e, f)
     return rows, np.empty((stored.N_BUFFERS, longest + 40)), np.empty(longest + 40, np.int64)
 
 
@@ -184,19 +219,32 @@ def _clear(job, chunk):
 
 
 @strict
-def _gradient(job, row, chunk, table_rows, parameters, mean, nonzero, space):
-    """Write the gradient of a row, times its weight."""
-    (own, rate, _, first), work, _ = space
-    logits, (log_theta, theta), background = parameters[0][0][row], parameters[1], parameters[2][table_rows[1]]
+def _terms_at_zero(mean, dispersion, slope, rows):
+    """Fill value and theta's slope in ``rows``, and the slope by log mu."""
+    _, _, _, value, theta_slope, log_rate = rows
+    rate, scale, shift = mean
+    theta, log_theta, least_theta = dispersion
+    whole = (rate, scale, log_rate, shift)
+    dense.slope_nb(whole, theta, slope)
+    # NaN takes the long way, which keeps it.
+    if dense.row_max(rate) * scale < _SAFE * least_theta:
+        _zeros((rate, scale), theta, value, theta_slope)
+        return
+    _log_row(rate, log_rate)
+    dense.log_prob_nb(whole, (theta, log_theta), value)
+    dense.slope_theta(whole, (theta, log_theta), theta_slope)
+
+
+@strict
+def _spread(job, row, chunk, table_rows, background, slopes, nonzero, space):
+    """Turn the slopes by log mu into the gradient of a row, times its weight."""
+    (own, _, sigmoid, share, theta_slope, _), work, _ = space
     genes, n = job[_GENES], nonzero.shape[0]
     weight = _matrix(job[_WEIGHT], 1, job[_ROWS])[0, row]
-    slopes = _matrix(job[_D_LOGITS], job[_ROWS], genes)[row]
     if job[_D_LOG_THETA] != 0:
-        dense.slope_theta(mean, (theta[table_rows[0]], log_theta[table_rows[0]]), first)
-        stored.put(work[stored.THETA_SLOPE], nonzero, first)
+        stored.put(work[stored.THETA_SLOPE], nonzero, theta_slope)
         total = _table(job[_D_LOG_THETA], chunk, job[_THETA_ROWS], genes)
-        dense.add_scaled(first, weight, total[chunk * job[_THETA_ROWS] + table_rows[0]])
-    dense.slope_nb(mean, theta[table_rows[0]], slopes)
+        dense.add_scaled(theta_slope, weight, total[chunk * job[_THETA_ROWS] + table_rows[0]])
     sum_of_slopes = dense.total(slopes) + stored.total(work[stored.SLOPE], n)
     _matrix(job[_D_LOG_LIBRARY], 1, job[_ROWS])[0, row] = np.float32(weight * sum_of_slopes)
     stored.put(work[stored.SLOPE], nonzero, slopes)
@@ -205,37 +253,37 @@ def _gradient(job, row, chunk, table_rows, parameters, mean, nonzero, space):
         dense.add_scaled(slopes, weight, total[chunk * job[_SCALING_ROWS] + table_rows[2]])
     if job[_D_LOG_BACKGROUND] != 0:
         total = _table(job[_D_LOG_BACKGROUND], chunk, job[_BACKGROUND_ROWS], genes)
-        row_total = total[chunk * job[_BACKGROUND_ROWS] + table_rows[1]]
-        _add_to_background(slopes, background, own, weight, row_total)
-    _own_share(background, own, first)
-    dense.log_softplus_slope_row(logits, rate)
-    _to_logits(slopes, first, rate, weight, slopes)
+        _to_background(slopes, background, own, weight, total[chunk * job[_BACKGROUND_ROWS] + table_rows[1]])
+    _through_rate(own, background, sigmoid, share)
+    _to_logits(share, weight, slopes)
 
 
 @strict
 def _row(job, row, chunk, parameters, space):
     """Log-likelihood of one row, and its gradient if asked."""
-    (own, rate, log_rate, first), work, all_genes = space
-    (logits, log_library), (log_theta, theta), backgrounds, (log_scaling, scaling), counts = parameters
+    rows, work, all_genes = space
+    own, rate, sigmoid, value, _, log_rate = rows
+    (logits, log_library), (log_theta, theta, least_theta), backgrounds, (log_scaling, scaling), counts = parameters
     cells = job[_CELLS]
     cell = row % cells
     t = _code(job[_THETA_CODE], cells, cell)
     b = _code(job[_BACKGROUND_CODE], cells, cell)
     y = _code(job[_SCALING_CODE], cells, cell)
     shift = np.float64(log_library[row])
-    dense.softplus_row(logits[row], own, log_rate)
-    _add_background(backgrounds[b], own, rate, log_rate)
-    _scale(scaling[y], log_scaling[y], rate, log_rate)
+    _own_rate(logits[row], own, sigmoid)
+    _whole_rate(own, backgrounds[b], scaling[y], rate)
     nonzero = all_genes[: stored.gather(counts, cell, all_genes, work)]
     dense.clear_at(nonzero, rate)
-    mean = (rate, np.float32(math.exp(shift)), log_rate, np.float32(shift))
-    dense.log_prob_nb(mean, (theta[t], log_theta[t]), first)
-    out = dense.total(first)
+    mean = (rate, np.float32(math.exp(shift)), np.float32(shift))
+    with_gradient = job[_D_LOGITS] != 0
+    slopes = _matrix(job[_D_LOGITS], job[_ROWS], job[_GENES])[row] if with_gradient else log_rate
+    _terms_at_zero(mean, (theta[t], log_theta[t], least_theta[t]), slopes, rows)
+    out = dense.total(value)
     _logs_at(logits[row], backgrounds[b], log_scaling[y], shift, nonzero, work[stored.LOG_MU])
     stored.pick(log_theta[t], nonzero, 0.0, work[stored.LOG_THETA])
     stored.negative_binomial(work, nonzero.shape[0])
-    if job[_D_LOGITS] != 0:
-        _gradient(job, row, chunk, (t, b, y), parameters, mean, nonzero, space)
+    if with_gradient:
+        _spread(job, row, chunk, (t, b, y), backgrounds[b], slopes, nonzero, space)
     return out + stored.total(work[stored.VALUE], nonzero.shape[0])
 
 

@@ -122,6 +122,7 @@ def _solve(
     logits = inputs[0].expand(shape).reshape(-1, n_genes).contiguous()
     log_library = inputs[1].expand(shape[:-1]).reshape(-1).contiguous()
     log_theta, log_background, log_scaling = (table.contiguous() for table in inputs[2:])
+    theta = log_theta.exp()
     sizes = [table.shape[0] for table in (log_theta, log_background, log_scaling)]
     most = max(1, min(-(-n_rows // _CHUNK), _SPACE // max(1, sum(sizes) * n_genes)))
     chunk = max(1, -(-n_rows // most))
@@ -151,7 +152,8 @@ def _solve(
         logits=logits,
         log_library=log_library,
         log_theta=log_theta,
-        theta=log_theta.exp(),
+        theta=theta,
+        least_theta=theta.amin(1),
         background=log_background.exp(),
         log_scaling=log_scaling,
         scaling=log_scaling.exp(),
