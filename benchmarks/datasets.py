@@ -23,6 +23,15 @@ _FILES = {
 }
 
 
+UNKNOWN = ("unassigned", "ambiguous", "?")
+"""Labels that say that the type is not known."""
+
+
+def file_of(name: str) -> str:
+    """File of a real data set, in the folder COUNTVI_TEST_DATA."""
+    return _FILES[name]
+
+
 def available() -> list[str]:
     """Names of the real data sets on this machine."""
     folder = os.environ.get("COUNTVI_TEST_DATA")

@@ -6,6 +6,7 @@ import datetime
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -17,12 +18,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 HERE = Path(__file__).parent
 PEER = "scvi-tools"
 FLOOR = "floor"
 """Other side of a comparison with the plain arithmetic of the same work."""
+METHODS = "methods"
+"""Other side of rows that compare methods with each other, not libraries."""
 _PACKAGES = ("countvi", PEER, "torch", "numpy", "anndata", "numba", "scikit-learn")
 
 T = TypeVar("T")
@@ -87,6 +90,8 @@ class Comparison:
         Real data set, how many of its most variable genes, and the likelihood, where the row is a default training.
     other
         Name of the other side.
+    method
+        What did the work, in rows that compare methods.
     """
 
     work: str
@@ -103,6 +108,15 @@ class Comparison:
     n_genes: int | None = None
     likelihood: str = ""
     other: str = PEER
+    method: str = ""
+
+    def add_run(self, run: Any) -> None:
+        """Add the seconds, the ELBO and the scores of a training or an estimate of ours."""
+        self.ours.append(run.seconds)
+        if math.isfinite(run.elbo):
+            self.elbo_ours.append(run.elbo)
+        for name, value in run.scores.items():
+            self.scores_ours.setdefault(name, []).append(value)
 
     @property
     def ratios(self) -> list[float]:

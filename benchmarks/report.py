@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import FLOOR, HERE, Comparison, Settings, spread
+from measure import FLOOR, HERE, METHODS, Comparison, Settings, spread
 
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 _HEAD = """# Benchmarks
@@ -60,6 +60,7 @@ _TARGETS = (
     _Target("million: peak memory ", 8),
     _Target("import: import$", 10),
     _Target("kernels: NB .* 128 x 2,000$", 6),
+    _Target("regularized-step: training step", 4),
 )
 
 
@@ -71,7 +72,7 @@ def rewrite(results: Path = Settings.results, page: Path = PAGE) -> None:
         content = json.loads(path.read_text())
         rows = sections[path.stem] = [Comparison(**row) for row in content["comparisons"]]
         where = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
-        tables = [_breakdown(rows)] if rows[0].other == FLOOR else [_comparisons(rows), *_scores(rows)]
+        tables = {FLOOR: _breakdown, METHODS: _methods}.get(rows[0].other, _sides)(rows)
         parts.append("\n\n".join([f"## {path.stem}", *tables, f"Measured on: {where}.\n"]))
     page.write_text("\n".join([_HEAD, _summary(sections), *parts]))
 
@@ -101,6 +102,10 @@ def _rows(target: _Target, sections: dict[str, list[Comparison]]) -> Iterator[Co
         yield from (row for row in rows if re.match(target.rows, f"{name}: {row.work}"))
 
 
+def _sides(rows: list[Comparison]) -> list[str]:
+    return [_comparisons(rows), *_scores(rows)]
+
+
 def _comparisons(rows: list[Comparison]) -> str:
     other, with_elbo = rows[0].other, any(row.elbo_ours for row in rows)
     header = ["work", "countvi", other, "ratio"]
@@ -125,9 +130,20 @@ def _scores(rows: list[Comparison]) -> list[str]:
     return [_table(["latent space", "trained for", "countvi", rows[0].other], lines)] if lines else []
 
 
-def _breakdown(rows: list[Comparison]) -> str:
+def _methods(rows: list[Comparison]) -> list[str]:
+    """A table of methods, with all that is known of each."""
+    scores = list(dict.fromkeys(score for row in rows for score in row.scores_ours))
+    lines = []
+    for row in rows:
+        known = [spread(row.scores_ours[score], 4) if score in row.scores_ours else "" for score in scores]
+        elbo = spread(row.elbo_ours, 6) if row.elbo_ours else ""
+        lines.append([row.work, row.method, f"{spread(row.ours)} {row.unit}", elbo, *known, row.notes])
+    return [_table(["data", "method", "time", "ELBO", *scores, "notes"], lines)]
+
+
+def _breakdown(rows: list[Comparison]) -> list[str]:
     lines = [[row.work, spread(row.ours), spread(row.theirs), row.notes] for row in rows]
-    return _table(["part of a step", "ms", "floor, ms", "notes"], lines)
+    return [_table(["part of a step", "ms", "floor, ms", "notes"], lines)]
 
 
 if __name__ == "__main__":

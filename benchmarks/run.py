@@ -16,7 +16,19 @@ from pathlib import Path
 import datasets
 import report
 from measure import Comparison, Settings, spread, write
-from parts import breakdown, kernels, million, process, quality, readouts, step
+from parts import (
+    ambient,
+    breakdown,
+    kernels,
+    million,
+    multimodal,
+    process,
+    quality,
+    readouts,
+    regularized,
+    regularized_step,
+    step,
+)
 
 PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "step": step.measure,
@@ -26,6 +38,11 @@ PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "import": process.imports,
     "memory": process.memory,
     "million": million.measure,
+    "regularized-step": regularized_step.step,
+    "regularized-memory": regularized_step.memory,
+    "ambient": ambient.measure,
+    "multimodal": multimodal.measure,
+    "regularized": regularized.measure,
     **{case.name: partial(quality.measure, case) for case in quality.cases()},
 }
 """In the order in which all of them are run: the longest last."""
@@ -59,6 +76,9 @@ def main() -> None:
     for name in [name for names in wanted.values() for name in names]:
         print(f"== {name}", flush=True)
         rows = PARTS[name](settings)
+        if not rows:
+            print("nothing to do without its data", flush=True)
+            continue
         for row in rows:
             print(_line(row), flush=True)
         print(f"written to {write(settings.results, name, rows)}", flush=True)
@@ -70,7 +90,7 @@ def _named(prefix: str) -> list[str]:
 
 
 def _line(row: Comparison) -> str:
-    line = f"{row.work}: {spread(row.ours)} {row.unit}"
+    line = f"{', '.join(filter(None, (row.work, row.method)))}: {spread(row.ours)} {row.unit}"
     if row.theirs:
         line += f", {row.other} {spread(row.theirs)} {row.unit}, ratio {spread(row.ratios)}"
     if row.elbo_ours:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from datasets import UNKNOWN
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
@@ -11,8 +12,6 @@ _PERPLEXITY = 30
 _N_HALVINGS = 50
 # The silhouette takes all pairs of cells.
 _MOST_CELLS = 10_000
-# Labels that say that the type is not known.
-_UNKNOWN = ("unassigned", "ambiguous", "?")
 
 SILHOUETTE, LABEL_LISI, BATCH_LISI = "silhouette of cell types", "LISI of cell types", "LISI of batches"
 
@@ -34,7 +33,7 @@ def scores(latent: np.ndarray, obs: pd.DataFrame, seed: int = 0) -> dict[str, fl
         some = np.sort(np.random.default_rng(seed).choice(len(latent), _MOST_CELLS, replace=False))
     latent, obs, result = latent[some], obs.iloc[some], {}
     if "cell_type" in obs:
-        known = ~obs["cell_type"].astype(str).isin(_UNKNOWN).to_numpy()
+        known = ~obs["cell_type"].astype(str).isin(UNKNOWN).to_numpy()
         types = obs["cell_type"].astype(str).to_numpy()[known]
         result[SILHOUETTE] = float(silhouette_score(latent[known], types))
         result[LABEL_LISI] = float(lisi(latent[known], types).mean())

@@ -90,7 +90,9 @@ def test_a_run_without_a_background_has_no_fractions(cells, tmp_path, capsys):
 
 
 def test_the_two_ways_to_name_covariates_exclude_each_other(cells, tmp_path, capsys):
-    assert run("train", "ambient", cells, "--out", tmp_path / "o", "--batch-key", "well", "--dispersion-key", "well") == 2
+    assert (
+        run("train", "ambient", cells, "--out", tmp_path / "o", "--batch-key", "well", "--dispersion-key", "well") == 2
+    )
     assert "There are two ways" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
