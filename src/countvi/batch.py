@@ -211,6 +211,16 @@ class Design:
         codes[:, column] = code
         return dataclasses.replace(self, codes=codes)
 
+    def cells(self, index: Tensor) -> Design:
+        """Return the design of some of the cells, at positions ``index``, repeats allowed."""
+        return Design(
+            codes=self.codes.index_select(0, index),
+            continuous=self.continuous.index_select(0, index),
+            size_factor=None if self.size_factor is None else self.size_factor.index_select(0, index),
+            present=None if self.present is None else {k: v.index_select(0, index) for k, v in self.present.items()},
+            position=None if self.position is None else self.position.index_select(0, index),
+        )
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Design:
         """Move to a device, and cast the numbers that are not codes."""
         return Design(

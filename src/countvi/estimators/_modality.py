@@ -34,17 +34,22 @@ def expression(
     out: Any,
     seed: int,
     background: bool = False,
+    importance: query.Importance | None = None,
 ) -> pd.DataFrame | np.ndarray:
     """Behind ``get_normalized_expression``; ``obs_names`` are those of all cells of the data."""
     names = feature_names(model, modality)
     columns = resolve_genes(features, names)
     _training.check_size("n_samples", n_samples)
+    if use_z_mean and importance is not None:
+        message = "weights='importance' weighs draws of z, and use_z_mean=True draws none; choose one."
+        raise OptionError(message)
     common: dict[str, Any] = {
         "modality": modality,
         "genes": columns,
         "counterfactuals": resolve_batches(transform_batch, model.registry),
         "library_size": _library_scale(library_size),
         "background": background,
+        "importance": importance,
         "seed": seed,
     }
     if n_samples_overall is not None:

@@ -13,8 +13,9 @@ from countvi import data as data_layer
 from countvi import query, seeding
 from countvi.errors import FileFormatError, OptionError, shorten
 from countvi.estimators import _modality, _training
-from countvi.estimators._base import CountEstimator
 from countvi.estimators._build_regularized import RegularizedOptions
+from countvi.estimators._compared import ComparedEstimator
+from countvi.estimators._differential import importance
 from countvi.estimators._indices import Indices
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from countvi.data.container import Container
+    from countvi.estimators._differential import Groups, Request
     from countvi.models.regularized import Regularized
 
 _NOT_OPTIONS = ("self", "adata", "mdata", "seed")
@@ -38,7 +40,7 @@ def options_among(names: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class RegularizedEstimator(CountEstimator, ABC):
+class RegularizedEstimator(ComparedEstimator, ABC):
     """Base of the regularised estimators: their read-outs, of one modality or of each."""
 
     module: Regularized
@@ -129,6 +131,8 @@ class RegularizedEstimator(CountEstimator, ABC):
         *,
         modality: str | None = None,
         include_background: bool = False,
+        weights: Literal["uniform", "importance"] | None = None,
+        importance_weighting_kwargs: Mapping[str, Any] | None = None,
         use_z_mean: bool = False,
         out: Any = None,
         seed: int = seeding.DEFAULT_SEED,
@@ -161,6 +165,12 @@ class RegularizedEstimator(CountEstimator, ABC):
             Which modality.
         include_background
             Add the ambient background.
+        weights
+            ``"importance"``: the posterior itself, by importance sampling with the guide as proposal. With several
+            ``n_samples`` their weighted mean, otherwise draws that are drawn again by weight.
+        importance_weighting_kwargs
+            ``n_mc_samples`` (proposals per cell, 32; at least ``n_samples``) and ``truncation`` (cut the largest
+            weights, ``False``).
         use_z_mean
             Decode the posterior mean of z instead of draws: fast, without noise, slightly biased.
         out
@@ -179,6 +189,7 @@ class RegularizedEstimator(CountEstimator, ABC):
             message = "out holds one modality, and the model has several; name it with modality=."
             raise OptionError(message)
 
+        weighing = importance(weights, importance_weighting_kwargs)
         cells, obs_names = self._cells(adata, indices, batch_size), self._obs_names(adata)
 
         def compute(name: str) -> Any:
@@ -198,9 +209,17 @@ class RegularizedEstimator(CountEstimator, ABC):
                 out=out,
                 seed=seed,
                 background=include_background,
+                importance=weighing,
             )
 
         return self._over(modality, compute)
+
+    def _compare(
+        self, adata: Container | None, groups: Groups, request: Request, modality: str | None, batch_size: int | None
+    ) -> Any:
+        return self._over(
+            modality, lambda name: super(RegularizedEstimator, self)._compare(adata, groups, request, name, batch_size)
+        )
 
     def get_likelihood_parameters(
         self,

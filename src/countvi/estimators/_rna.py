@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from countvi import query, seeding
 from countvi.batch import RNA
 from countvi.estimators import _modality, _training
-from countvi.estimators._base import CountEstimator
+from countvi.estimators._compared import ComparedEstimator
+from countvi.estimators._differential import importance
 from countvi.estimators._indices import Indices
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 
-class RNAEstimator(CountEstimator, ABC):
+class RNAEstimator(ComparedEstimator, ABC):
     """Base of the estimators with one RNA modality."""
 
     def get_normalized_expression(
@@ -35,6 +36,8 @@ class RNAEstimator(CountEstimator, ABC):
         return_mean: bool = True,
         return_numpy: bool | None = None,
         *,
+        weights: Literal["uniform", "importance"] | None = None,
+        importance_weighting_kwargs: Mapping[str, Any] | None = None,
         use_z_mean: bool = False,
         out: Any = None,
         seed: int = seeding.DEFAULT_SEED,
@@ -61,6 +64,12 @@ class RNAEstimator(CountEstimator, ABC):
             Average over draws, or keep them.
         return_numpy
             Return an array rather than a data frame; forced by ``return_mean=False`` with several samples.
+        weights
+            ``"importance"``: the posterior itself, by importance sampling with the guide as proposal. With several
+            ``n_samples`` their weighted mean, otherwise draws that are drawn again by weight.
+        importance_weighting_kwargs
+            ``n_mc_samples`` (proposals per cell, 32; at least ``n_samples``) and ``truncation`` (cut the largest
+            weights, ``False``).
         use_z_mean
             Decode the posterior mean of z instead of draws: fast, without noise, slightly biased.
         out
@@ -89,6 +98,7 @@ class RNAEstimator(CountEstimator, ABC):
             use_z_mean=use_z_mean,
             out=out,
             seed=seed,
+            importance=importance(weights, importance_weighting_kwargs),
         )
 
     def get_likelihood_parameters(

@@ -51,6 +51,10 @@ class Gaussian:
         loc, scale = torch.where(mask, self.loc, other.loc), torch.where(mask, self.scale, other.scale)
         return Gaussian(loc, scale, self.event_dims)
 
+    def cells(self, index: Tensor) -> Gaussian:
+        """Return the distribution of some of the cells, at positions ``index``, repeats allowed."""
+        return Gaussian(self.loc.index_select(0, index), self.scale.index_select(0, index), self.event_dims)
+
     def rsample(self, generator: torch.Generator | None = None, n_samples: int | None = None) -> Tensor:
         """Draw with gradients to ``loc`` and ``scale``.
 
@@ -96,6 +100,10 @@ class Given:
 
     value: Tensor | None = None
 
+    def cells(self, index: Tensor) -> Given:
+        """Return the values of some of the cells, at positions ``index``, repeats allowed."""
+        return Given(None if self.value is None else self.value.index_select(0, index))
+
     def rsample(self, generator: torch.Generator | None = None, n_samples: int | None = None) -> Tensor:
         """Return the value; it broadcasts over samples."""
         assert self.value is not None, "a prior without a value cannot be drawn from"
@@ -124,6 +132,10 @@ class Point:
     def loc(self) -> Tensor:
         """Its mean, which is the value."""
         return self.value
+
+    def cells(self, index: Tensor) -> Point:
+        """Return the values of some of the cells, at positions ``index``, repeats allowed."""
+        return Point(self.value.index_select(0, index))
 
     def rsample(self, generator: torch.Generator | None = None, n_samples: int | None = None) -> Tensor:
         """Return the value; every draw is the same."""

@@ -10,32 +10,55 @@ from countvi.query.ambient import ambient_fraction, background_profile, decontam
 from countvi.query.attribution import modality_attribution, modality_latents
 from countvi.query.cells import BatchSource, Cells, Sink, Writable, evaluation
 from countvi.query.correlation import feature_correlation
+from countvi.query.differential import Comparison, Setting, compare
 from countvi.query.draws import Counterfactual
+from countvi.query.effects import Change, Columns, Greater, Hypothesis, difference, expected_fdr, log_fold
 from countvi.query.evidence import elbo, marginal_log_likelihood, reconstruction
-from countvi.query.expression import normalized_expression, sampled_expression
+from countvi.query.expression import Scale, normalized_expression, sampled_expression
+from countvi.query.importance import Importance
 from countvi.query.latent import latent_moments, latent_states
+from countvi.query.outliers import inliers
+from countvi.query.populations import Drawing
 from countvi.query.predictive import library_size, likelihood_parameters, posterior_predictive
+from countvi.query.raw import CountSums, sum_counts
+from countvi.query.replicates import Replicates
 from countvi.query.spots import abundances, type_counts, type_expression, type_states
 from countvi.query.vamp import VampMixture, subclusters, vamp_mixture
 
 __all__ = [
     "BatchSource",
     "Cells",
+    "Change",
+    "Columns",
+    "Comparison",
+    "CountSums",
     "Counterfactual",
+    "Drawing",
+    "Greater",
+    "Hypothesis",
+    "Importance",
+    "Replicates",
+    "Scale",
+    "Setting",
     "Sink",
     "VampMixture",
     "Writable",
     "abundances",
     "ambient_fraction",
     "background_profile",
+    "compare",
     "decontaminated_counts",
+    "difference",
     "elbo",
     "evaluation",
+    "expected_fdr",
     "feature_correlation",
+    "inliers",
     "latent_moments",
     "latent_states",
     "library_size",
     "likelihood_parameters",
+    "log_fold",
     "marginal_log_likelihood",
     "modality_attribution",
     "modality_latents",
@@ -44,6 +67,7 @@ __all__ = [
     "reconstruction",
     "sampled_expression",
     "subclusters",
+    "sum_counts",
     "type_counts",
     "type_expression",
     "type_states",

@@ -7,10 +7,7 @@ ranks need all observations of a gene at once, so they are kept, on disk when th
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,14 +17,13 @@ from torch import Tensor
 
 from countvi import seeding
 from countvi.batch import RNA
-from countvi.errors import OptionError, choose
+from countvi.errors import choose
 from countvi.likelihoods import CountLikelihood
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, under
+from countvi.query.scratch import scratch
 
-# Observations up to this size are ranked in memory, larger ones on disk.
-_IN_MEMORY_BYTES = 256 * 2**20
 # What ranking and multiplying hold at once.
 _WORK_BYTES = 64 * 2**20
 # Between these, Gamma(theta) / theta neither overflows nor underflows; beyond the upper one it is 1 to float32's last
@@ -171,7 +167,8 @@ def _spearman(draws: _Draws, n_genes: int) -> np.ndarray:
     from scipy.stats import rankdata  # slow to import, and only needed here
 
     n = len(draws)
-    with _scratch((n_genes, n)) as values:
+    what = f"Ranking {n:,} draws of {n_genes:,} genes"
+    with scratch((n_genes, n), what, "Use fewer genes or n_samples, correlation_type='pearson'") as values:
         start = 0
         for block in draws:
             values[:, start : start + len(block)] = block.T
@@ -199,23 +196,3 @@ def _steps(n: int, bytes_each: int) -> Iterator[slice]:
     step = max(1, _WORK_BYTES // max(bytes_each, 1))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
-
-
-@contextmanager
-def _scratch(shape: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Lend a float32 array, on disk if it is large."""
-    size = 4 * shape[0] * shape[1]
-    if size <= _IN_MEMORY_BYTES:
-        yield np.empty(shape, np.float32)
-        return
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    if size > free:  # writing to a mapped file on a full disk would kill the process
-        message = (
-            f"Ranking {shape[1]:,} draws of {shape[0]:,} genes takes {size / 2**30:,.1f} GiB of disk, but {folder} has "
-            f"{free / 2**30:,.1f} GiB free. Use fewer genes or n_samples, correlation_type='pearson', or point TMPDIR "
-            "to a larger disk."
-        )
-        raise OptionError(message)
-    with tempfile.TemporaryFile() as file:
-        yield np.memmap(file, np.float32, "w+", shape=shape)

@@ -36,11 +36,13 @@ class Stream(IntEnum):
     CORRELATION_NOISE = 10
     AMBIENT = 11
     DECONTAMINATED = 12
+    POPULATION = 13
+    IMPORTANCE = 14
 
 
-def generator(seed: int, stream: Stream, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the generator of one kind of read-out."""
-    return seeding.generator(seed, _QUERY, int(stream), device=device)
+def generator(seed: int, stream: Stream, device: torch.device | str = "cpu", *parts: int) -> torch.Generator:
+    """Return the generator of one kind of read-out, or of a numbered part of it."""
+    return seeding.generator(seed, _QUERY, int(stream), *parts, device=device)
 
 
 def under(design: Design, counterfactual: Counterfactual) -> Design:
@@ -95,6 +97,11 @@ def _mean(name: str, latent: Latent) -> Tensor:
     if name.startswith("log_") or isinstance(latent, Given):
         return log_natural_mean(latent)
     return latent.loc
+
+
+def repeated(q: Any, index: Tensor) -> Any:
+    """Return the posterior of some of the cells, at positions ``index``, repeats allowed."""
+    return type(q)(*(latent.cells(index) for latent in q))
 
 
 class RunningMean:

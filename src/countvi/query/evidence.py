@@ -13,6 +13,7 @@ from countvi.batch import Batch
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, map_cells
 from countvi.query.draws import Stream, draw, generator, passes
+from countvi.query.importance import log_importance, wide
 
 
 def elbo(model: CountModel, cells: Cells, seed: int = seeding.DEFAULT_SEED) -> np.ndarray:
@@ -36,7 +37,7 @@ def elbo(model: CountModel, cells: Cells, seed: int = seeding.DEFAULT_SEED) -> n
     source = generator(seed, Stream.EVIDENCE, cells.device)
 
     def bound(batch: Batch) -> tuple[Tensor]:
-        return (_wide(model.elbo(batch, source).per_cell),)
+        return (wide(model.elbo(batch, source).per_cell),)
 
     return map_cells(model, cells, bound)[0]
 
@@ -56,7 +57,7 @@ def reconstruction(model: CountModel, cells: Cells, seed: int = seeding.DEFAULT_
     def errors(batch: Batch) -> list[Tensor]:
         log_lik = model.elbo(batch, source).log_lik
         names[:] = log_lik
-        return [-_wide(value) for value in log_lik.values()]
+        return [-wide(value) for value in log_lik.values()]
 
     values = map_cells(model, cells, errors)
     return dict(zip(names, values, strict=True))
@@ -107,19 +108,9 @@ def marginal_log_likelihood(
         total = torch.full((batch.n_cells,), -math.inf, dtype=torch.float64)
         bound = (batch.n_cells, cells.chunk) if samples_per_pass is None else (1, samples_per_pass)
         for run in passes(n_samples, *bound):
-            n = run.stop - run.start
-            latents = draw(model, q, source, n)
-            log_weight = torch.zeros(n, batch.n_cells, dtype=torch.float64)
-            for name, likelihood in model.generate(latents, batch.design).items():
-                log_weight += _wide(likelihood.log_prob(batch.counts[name]))
-            for posterior, prior, value in zip(q, p, latents, strict=True):
-                log_weight += _wide(prior.log_prob(value) - posterior.log_prob(value))
+            latents = draw(model, q, source, run.stop - run.start)
+            log_weight = log_importance(model, q, p, latents, batch)
             total = torch.logaddexp(total, log_weight.logsumexp(0))
         return (total - math.log(n_samples),)
 
     return map_cells(model, cells, evidence)[0]
-
-
-def _wide(value: Tensor) -> Tensor:
-    # On the CPU first: not every accelerator has float64.
-    return value.cpu().double()

@@ -27,17 +27,18 @@ from countvi.query.draws import (
     posterior_mean,
     under,
 )
+from countvi.query.importance import Importance, Proposals
 
 
 @dataclass(frozen=True, eq=False)
-class _Expression:
-    """What to compute from latent variables."""
+class Scale:
+    """Expression as a function of latent variables; for the fields see :func:`normalized_expression`."""
 
     model: CountModel
     modality: str
-    genes: Tensor | None
-    counterfactuals: Sequence[Counterfactual]
-    library_size: float | None
+    genes: Tensor | None = None
+    counterfactuals: Sequence[Counterfactual] = (None,)
+    library_size: float | None = 1.0
     background: bool = False
 
     def __call__(self, latents: Any, design: Design) -> Tensor:
@@ -76,6 +77,7 @@ def normalized_expression(
     return_mean: bool = True,
     use_z_mean: bool = False,
     background: bool = False,
+    importance: Importance | None = None,
     seed: int = seeding.DEFAULT_SEED,
     out: Writable | None = None,
 ) -> Any:
@@ -110,6 +112,9 @@ def normalized_expression(
         ``n_samples`` and ``seed`` play no part.
     background
         Add the ambient background of a model that has one.
+    importance
+        Take the posterior itself, by importance sampling, rather than the guide: a mean over several draws weighs
+        them, and draws are drawn again by their weights. There are at least as many proposals as draws.
     seed
         Seed of the draws.
     out
@@ -130,19 +135,25 @@ def normalized_expression(
     n_genes = cells.n_features(modality) if columns is None else columns.shape[0]
     averaged = return_mean or use_z_mean or n_samples == 1
     sink = Sink((len(cells), n_genes) if averaged else (n_samples, len(cells), n_genes), out)
-    expression = _Expression(model, modality, columns, counterfactuals, library_size, background)
+    expression = Scale(model, modality, columns, counterfactuals, library_size, background)
     source = generator(seed, Stream.EXPRESSION, cells.device)
     with evaluation(model):
         for block, batch in cells:
             if use_z_mean:
                 sink.write(expression(posterior_mean(model.guide(batch)), batch.design), block)
-            elif averaged:
+                continue
+            weighted = None if importance is None else _proposals(model, batch, importance, n_samples, cells, source)
+            if weighted is not None and averaged and n_samples > 1:
+                sink.write(_weighted_mean(expression, batch, weighted, cells.chunk), block)
+            elif weighted is None and averaged:
                 sink.write(_mean_over_draws(expression, batch, n_samples, cells.chunk, source), block)
             else:
                 q = model.guide(batch)
                 for run in passes(n_samples, batch.n_cells, cells.chunk):
-                    latents = draw(model, q, source, run.stop - run.start)
-                    sink.write(expression(latents, batch.design), run, block)
+                    n = run.stop - run.start
+                    latents = draw(model, q, source, n) if weighted is None else weighted.drawn(n, source)
+                    values = expression(latents, batch.design)
+                    sink.write(values[0] if averaged else values, *(() if averaged else (run,)), block)
     return sink.out
 
 
@@ -156,6 +167,7 @@ def sampled_expression(
     counterfactuals: Sequence[Counterfactual] = (None,),
     library_size: float | None = 1.0,
     background: bool = False,
+    importance: Importance | None = None,
     seed: int = seeding.DEFAULT_SEED,
     out: Writable | None = None,
 ) -> Any:
@@ -165,7 +177,7 @@ def sampled_expression(
 
     Parameters
     ----------
-    model, cells, modality, genes, counterfactuals, library_size, background, seed, out
+    model, cells, modality, genes, counterfactuals, library_size, background, importance, seed, out
         As in :func:`normalized_expression`.
     n_samples_overall
         Number of draws.
@@ -193,16 +205,32 @@ def sampled_expression(
         counterfactuals=counterfactuals,
         library_size=library_size,
         background=background,
+        importance=importance,
         seed=seed,
         out=out,
     )
 
 
-def _mean_over_draws(
-    expression: _Expression, batch: Batch, n_samples: int, chunk: int, source: torch.Generator
-) -> Tensor:
+def _mean_over_draws(expression: Scale, batch: Batch, n_samples: int, chunk: int, source: torch.Generator) -> Tensor:
     q = expression.model.guide(batch)
     mean = RunningMean()
     for run in passes(n_samples, batch.n_cells, chunk):
         mean.add(expression(draw(expression.model, q, source, run.stop - run.start), batch.design))
     return mean.result()
+
+
+def _proposals(
+    model: CountModel, batch: Batch, importance: Importance, n_samples: int, cells: Cells, source: torch.Generator
+) -> Proposals:
+    enough = dataclasses.replace(importance, n_proposals=max(n_samples, importance.n_proposals))
+    return Proposals.of(model, batch, enough, cells.chunk, source)
+
+
+def _weighted_mean(expression: Scale, batch: Batch, proposals: Proposals, chunk: int) -> Tensor:
+    total: Tensor | None = None
+    for run in passes(proposals.weights.shape[0], batch.n_cells, chunk):
+        values = expression(proposals.at(run), batch.design)
+        part = (values * proposals.weights[run].unsqueeze(-1)).sum(0)
+        total = part if total is None else total + part
+    assert total is not None, "no proposals"
+    return total

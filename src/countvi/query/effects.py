@@ -1,0 +1,327 @@
+"""What is said of the difference between two populations, from pairs of draws.
+
+A hypothesis looks at all pairs of draws of each feature and returns columns of numbers, one per feature.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from countvi.query.populations import Draws, chunks
+
+Effect = Callable[[Any, Any, Any], Any]
+"""From expression in the first and the second population, ``(pairs, features)``, and the pseudocounts, to an effect."""
+Region = Callable[[Any], Any]
+"""From effects to where they count: an array of booleans, or one for increases and one for decreases."""
+
+Columns = dict[str, np.ndarray]
+
+_TINY = 1e-8
+_LEAST_PSEUDOCOUNT = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Draws of two populations at the same places.
+
+    Parameters
+    ----------
+    first, second
+        The draws.
+    places
+        Which draws of each, in order; ``None`` for all.
+    low
+        Features that are hardly seen in the first and in the second population, shape ``(features,)`` each.
+    """
+
+    first: Draws
+    second: Draws
+    places: tuple[np.ndarray | None, np.ndarray | None]
+    low: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return self.first.n_features
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield features and both draws, ``(pairs, features)``, chunk by chunk."""
+        return iter(
+            zip(
+                chunks(self.n_features),
+                self.first.at(self.places[0]),
+                self.second.at(self.places[1]),
+                strict=True,
+            )
+        )
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the cells of both draws, shape ``(pairs,)`` each."""
+        first, second = (
+            draws.rows if places is None else draws.rows[places]
+            for draws, places in zip((self.first, self.second), self.places, strict=True)
+        )
+        return first, second
+
+    def collect(self, compute: Callable[[slice, Tensor, Tensor], dict[str, Tensor]]) -> Columns:
+        """Compute columns of each chunk and put them together, features first."""
+        parts: dict[str, list[np.ndarray]] = {}
+        for columns, a, b in self:
+            for name, value in compute(columns, a, b).items():
+                parts.setdefault(name, []).append(value.double().numpy())
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+class Hypothesis(ABC):
+    """What is asked of two populations."""
+
+    sort_by: str
+    """Column by which features are ranked, largest first."""
+
+    @abstractmethod
+    def __call__(self, pair: Pair) -> Columns:
+        """Answer for each feature."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Greater(Hypothesis):
+    """Whether expression is larger in the first population (Lopez et al. 2018).
+
+    Parameters
+    ----------
+    strict
+        Equal draws count for the second population, and not half for each.
+    """
+
+    strict: bool = False
+    sort_by = "bayes_factor"
+
+    def __call__(self, pair: Pair) -> Columns:
+        """Return probabilities and their log odds."""
+
+        def compare(_: slice, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+            up = _share(a > b)
+            if not self.strict:
+                up = up + 0.5 * _share(a == b)
+            return {"proba_m1": up, "scale1": a.mean(0), "scale2": b.mean(0)}
+
+        found = pair.collect(compare)
+        up = found["proba_m1"]
+        return {
+            "proba_m1": up,
+            "proba_m2": 1.0 - up,
+            "bayes_factor": log_odds(up),
+            "scale1": found["scale1"],
+            "scale2": found["scale2"],
+        }
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Change(Hypothesis):
+    """Whether expression changes by more than a threshold (Boyeau et al. 2019, 2023).
+
+    Parameters
+    ----------
+    delta
+        The threshold; ``None`` estimates it from the effects of all features.
+    pseudocounts
+        Added to expression before logarithms; one per feature, or one for all. ``None`` estimates it from features that
+        are hardly seen.
+    two_sided
+        Take the sum of the probabilities of an increase and of a decrease, and not the larger one.
+    effect
+        What a change is.
+    region
+        Which effects count, instead of those beyond ``delta``.
+    levels
+        Levels of credible intervals.
+    of_features
+        The estimated pseudocount is divided by the number of features (as scvi-tools does).
+    shrink
+        Effects are summarised with the pseudocounts times this number (scvi-tools: 0.001).
+    """
+
+    delta: float | None = 0.25
+    pseudocounts: float | np.ndarray | None = None
+    two_sided: bool = False
+    effect: Effect = field(default_factory=lambda: log_fold)
+    region: Region | None = None
+    levels: Sequence[float] = ()
+    of_features: bool = False
+    shrink: float = 1.0
+    sort_by = "proba_de"
+
+    def __call__(self, pair: Pair) -> Columns:
+        """Return probabilities, their log odds, and a summary of the effects."""
+        pseudocounts = self._pseudocounts(pair)
+        delta = self.delta
+        if delta is None:
+            delta = estimated_delta(
+                pair.collect(lambda at, a, b: {"mean": self._effect(a, b, pseudocounts, at).mean(0)})["mean"]
+            )
+
+        def weigh(at: slice, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+            effect = self._effect(a, b, pseudocounts, at)
+            up, down = self._beyond(effect, delta)
+            summarised = effect if self.shrink == 1.0 else self._effect(a, b, self.shrink * pseudocounts, at)
+            return {
+                "up": up,
+                "down": down,
+                "scale1": a.mean(0),
+                "scale2": b.mean(0),
+                **_summary(summarised, self.levels),
+            }
+
+        found = pair.collect(weigh)
+        up, down = found.pop("up"), found.pop("down")
+        changed = up + down if self.two_sided else np.maximum(up, down)
+        return {
+            "proba_de": changed,
+            "proba_not_de": 1.0 - changed,
+            "bayes_factor": log_odds(changed),
+            "prob_up": up,
+            "prob_down": down,
+            "scale1": found.pop("scale1"),
+            "scale2": found.pop("scale2"),
+            "pseudocounts": pseudocounts.astype(float),
+            "delta": np.full(pair.n_features, delta),
+            **found,
+        }
+
+    def _effect(self, a: Tensor, b: Tensor, pseudocounts: np.ndarray, at: slice) -> Tensor:
+        c = torch.from_numpy(pseudocounts[at]).to(a.dtype)
+        if self.effect is log_fold or self.effect is difference:
+            return self.effect(a, b, c)
+        return torch.as_tensor(np.asarray(self.effect(a.numpy(), b.numpy(), c.numpy())))
+
+    def _beyond(self, effect: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+        if self.region is None:
+            return _share(effect >= delta), _share(effect <= -delta)
+        inside = self.region(effect.numpy())
+        if isinstance(inside, tuple):
+            up, down = (torch.as_tensor(np.asarray(part)) for part in inside)
+        else:
+            inside = torch.as_tensor(np.asarray(inside))
+            up, down = inside & (effect > 0), inside & (effect <= 0)
+        return _share(up), _share(down)
+
+    def _pseudocounts(self, pair: Pair) -> np.ndarray:
+        if self.pseudocounts is not None:
+            return np.broadcast_to(np.asarray(self.pseudocounts, dtype=np.float64), (pair.n_features,)).copy()
+        largest = pair.collect(lambda _, a, b: {"first": a.amax(0), "second": b.amax(0)})
+        found = [
+            float(np.quantile(values[low], 0.9)) if low.any() else _LEAST_PSEUDOCOUNT
+            for values, low in zip(largest.values(), pair.low, strict=True)
+        ]
+        value = max(found) / (pair.n_features if self.of_features else 1)
+        return np.full(pair.n_features, max(value, _LEAST_PSEUDOCOUNT))
+
+
+def log_fold(first: Tensor, second: Tensor, pseudocounts: Tensor) -> Tensor:
+    """Log2 of the ratio of expression in the first population to that in the second."""
+    return torch.log2((first + pseudocounts) / (second + pseudocounts))
+
+
+def difference(first: Tensor, second: Tensor, pseudocounts: Tensor) -> Tensor:
+    """Expression in the first population minus that in the second."""
+    return first - second
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Natural log of p / (1 - p), at most about 18."""
+    return np.log(probability + _TINY) - np.log(1.0 - probability + _TINY)
+
+
+def expected_fdr(probability: np.ndarray, target: float) -> np.ndarray:
+    """Pick the largest set of features whose expected share of false discoveries is at most ``target``.
+
+    Parameters
+    ----------
+    probability
+        That a feature is differential, shape ``(features,)``.
+    target
+        Between 0 and 1.
+
+    Returns
+    -------
+    ndarray
+        Mask of the set, shape ``(features,)``.
+    """
+    order = np.argsort(-probability, kind="stable")
+    expected = np.cumsum(1.0 - probability[order]) / np.arange(1, len(order) + 1)
+    picked = np.zeros(len(order), dtype=bool)
+    picked[order[expected <= target]] = True
+    return picked
+
+
+def estimated_delta(effects: np.ndarray, share: float = 0.6, least: float = 0.1) -> float:
+    """Estimate a threshold from the mean effects of all features.
+
+    A mixture of three normals is fitted: decreases, no change, increases. The threshold is ``share`` of the mean
+    distance of the outer two from zero, at least ``least``.
+    """
+    means = np.sort(_three_normals(np.asarray(effects, dtype=np.float64)))
+    return max(least, share * float(np.abs(means[[0, -1]]).mean()))
+
+
+def _three_normals(x: np.ndarray, n_steps: int = 200) -> np.ndarray:
+    """Means of a mixture of three normals, by expectation maximisation from the tails and the middle."""
+    mean = np.quantile(x, [0.05, 0.5, 0.95])
+    variance = np.full(3, max(x.var(), 1e-12) / 4)
+    weight = np.full(3, 1 / 3)
+    floor = 1e-6 * max(x.var(), 1e-12)
+    for _ in range(n_steps):
+        log = np.log(weight) - 0.5 * (np.log(variance) + (x[:, None] - mean) ** 2 / variance)
+        shares = np.exp(log - np.logaddexp.reduce(log, axis=1, keepdims=True))
+        total = shares.sum(0) + 1e-12
+        weight = total / total.sum()
+        before, mean = mean, (shares * x[:, None]).sum(0) / total
+        variance = (shares * (x[:, None] - mean) ** 2).sum(0) / total + floor
+        if np.abs(mean - before).max() < 1e-6:
+            break
+    return mean
+
+
+def _share(mask: Tensor) -> Tensor:
+    return torch.count_nonzero(mask, dim=0).double() / mask.shape[0]
+
+
+def _summary(effect: Tensor, levels: Sequence[float]) -> dict[str, Tensor]:
+    by_feature = np.ascontiguousarray(effect.numpy().T)
+    n = by_feature.shape[1]
+    low, high = (n - 1) // 2, n // 2
+    if levels:
+        by_feature.sort(axis=1)
+    else:
+        by_feature.partition(sorted({low, high}), axis=1)
+    middle = 0.5 * (by_feature[:, low].astype(np.float64) + by_feature[:, high])
+    found = {
+        "lfc_mean": effect.mean(0),
+        "lfc_median": torch.from_numpy(middle),
+        "lfc_std": effect.std(0, correction=0),
+        "lfc_min": effect.amin(0),
+        "lfc_max": effect.amax(0),
+    }
+    for level in levels:
+        low_end, high_end = _narrowest(by_feature, level)
+        found[f"lfc_confidence_interval_{level}_min"] = torch.from_numpy(low_end)
+        found[f"lfc_confidence_interval_{level}_max"] = torch.from_numpy(high_end)
+    return found
+
+
+def _narrowest(ordered: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the narrowest interval that holds a share of the draws, from draws in order ``(features, draws)``."""
+    n = ordered.shape[1]
+    inside = min(int(np.floor(level * n)), n - 1)
+    start = np.argmin(ordered[:, inside:] - ordered[:, : n - inside], axis=1)
+    feature = np.arange(len(ordered))
+    return ordered[feature, start], ordered[feature, start + inside]
