@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from countvi.data.confounding import confounding_table, warn_of_confounding
-from countvi.data.container import is_mudata
+from countvi.data.container import is_mudata, obs_column
 from countvi.data.dataset import Dataset, bind, covariate_codes, prepare_query, prepare_query_mudata
 from countvi.data.extend import extend
 from countvi.data.features import GENES, PEAKS, PROTEINS
@@ -47,6 +47,7 @@ __all__ = [
     "extend",
     "is_mudata",
     "make_split",
+    "obs_column",
     "open_source",
     "placed",
     "prepare_query",

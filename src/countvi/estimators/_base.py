@@ -10,13 +10,14 @@ import numpy as np
 
 from countvi import query, seeding
 from countvi.errors import OptionError
-from countvi.estimators import _mapping, _training
+from countvi.estimators import _criticism, _labels, _mapping, _training
 from countvi.estimators._indices import Indices
 from countvi.estimators._trainable import Trainable
 
 if TYPE_CHECKING:
     from typing import Self
 
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
@@ -158,6 +159,60 @@ class CountEstimator(ScoredEstimator, ABC):
         freezing = {name: value for name, value in locals().items() if name == "unfrozen" or name.startswith("freeze_")}
         return _mapping.load_query_data(cls, adata, reference_model, freezing, device=device, seed=seed)
 
+    def transfer_labels(
+        self,
+        query: AnnData | MuData | Self,
+        key: str,
+        *,
+        n_neighbors: int = 15,
+        max_uncertainty: float = 0.5,
+        min_typicality: float = 0.01,
+        unknown: str = "unknown",
+    ) -> pd.DataFrame:
+        """Label new cells by the nearest labelled cells of this model, where there are any like them.
+
+        Parameters
+        ----------
+        query
+            The model of new cells that :meth:`load_query_data` made of this one; or the cells themselves, if this model
+            knows their batches.
+        key
+            Column of ``obs`` of this model's own cells with their labels. Cells without one are left out.
+        n_neighbors
+            Labelled cells that vote on a cell, the nearer the more.
+        max_uncertainty
+            Cells above it are unknown: between labels.
+        min_typicality
+            Cells below it are unknown: far from everything labelled. 0 lets every cell have a label.
+        unknown
+            What to call them.
+
+        Returns
+        -------
+        DataFrame
+            A row for each cell. ``label``: the most voted label, or ``unknown``. ``best``: the most voted label in any
+            case. ``uncertainty``: share of the votes for other labels, 0 to 1. ``typicality``: share of the labelled
+            cells of that label that lie at least as far from their own nearest cells, 0 to 1: small where the reference
+            has nothing like the cell. A cell type that the reference lacks and that lies close to one that it has is
+            not told from it by either number; look at markers.
+
+        Raises
+        ------
+        UnknownNameError
+            If ``obs`` has no such column.
+        OptionError
+            If ``query`` is a model of another space.
+        """
+        return _labels.transfer_labels(
+            self,
+            query,
+            key,
+            n_neighbors=n_neighbors,
+            max_uncertainty=max_uncertainty,
+            min_typicality=min_typicality,
+            unknown=unknown,
+        )
+
     def get_latent_representation(
         self,
         adata: AnnData | MuData | None = None,
@@ -233,6 +288,52 @@ class CountEstimator(ScoredEstimator, ABC):
             self.module, cells, n_samples=n_mc_samples, samples_per_pass=n_mc_samples_per_pass, seed=seed
         )
         return _mean(values) if return_mean else values
+
+    def get_predictive_checks(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Indices = None,
+        *,
+        modality: str | None = None,
+        n_samples: int = 10,
+        batch_size: int | None = None,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> Any:
+        """Compare the counts with counts drawn from the model, to see whether it describes these data.
+
+        Use cells that were not trained on, ``indices=model.validation_indices``. ``countvi.pl.predictive_check`` draws
+        the result.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            Which cells; see :meth:`get_latent_representation`.
+        modality
+            Which modality.
+        n_samples
+            Draws per cell.
+        seed
+            Of the draws.
+
+        Returns
+        -------
+        PredictiveChecks
+            ``genes`` and ``cells``, two data frames. ``cv`` is the standard deviation over the mean, ``zero_fraction``
+            the share of zeros; beside them the same of drawn counts, ``cv_predicted`` and ``zero_fraction_predicted``.
+            ``calibration_error`` is 0 if observed counts are as often below a drawn one as a further draw is, and 0.5
+            at most: the mean distance of the distribution of their ranks from the uniform one (with random ranks for
+            ties; a gene in n cells has about ``0.3 / sqrt(n)`` by chance). Of several modalities, a dictionary by name
+            unless one is named.
+        """
+        cells, obs_names = self._cells(adata, indices, batch_size), self._obs_names(adata)
+        names = [m.name for m in self.registry.modalities]
+        if modality is not None:
+            names = [self.registry.modality(modality).name]
+        found = {
+            name: _criticism.predictive_checks(self, name, cells, obs_names, n_samples=n_samples, seed=seed)
+            for name in names
+        }
+        return found[names[0]] if len(names) == 1 else found
 
 
 def _mean(values: np.ndarray) -> float:

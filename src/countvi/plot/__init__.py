@@ -6,7 +6,8 @@ Without ``ax`` a figure is made through pyplot, so that a notebook shows it. Sty
 from __future__ import annotations
 
 from countvi.plot.attribution import attribution
+from countvi.plot.criticism import predictive_check
 from countvi.plot.latent import latent
 from countvi.plot.training import training_curves
 
-__all__ = ["attribution", "latent", "training_curves"]
+__all__ = ["attribution", "latent", "predictive_check", "training_curves"]

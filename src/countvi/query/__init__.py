@@ -11,6 +11,7 @@ from countvi.query.attribution import modality_attribution, modality_latents
 from countvi.query.cells import BatchSource, Cells, Sink, Writable, evaluation
 from countvi.query.correlation import feature_correlation
 from countvi.query.differential import Comparison, Setting, compare
+from countvi.query.criticism import Check, predictive_check
 from countvi.query.draws import Counterfactual
 from countvi.query.effects import Change, Columns, Greater, Hypothesis, difference, expected_fdr, log_fold
 from countvi.query.evidence import elbo, marginal_log_likelihood, reconstruction
@@ -19,6 +20,7 @@ from countvi.query.importance import Importance
 from countvi.query.latent import latent_moments, latent_states
 from countvi.query.outliers import inliers
 from countvi.query.populations import Drawing
+from countvi.query.neighbors import vote
 from countvi.query.predictive import library_size, likelihood_parameters, posterior_predictive
 from countvi.query.raw import CountSums, sum_counts
 from countvi.query.replicates import Replicates
@@ -32,6 +34,7 @@ __all__ = [
     "Columns",
     "Comparison",
     "CountSums",
+    "Check",
     "Counterfactual",
     "Drawing",
     "Greater",
@@ -64,6 +67,7 @@ __all__ = [
     "modality_latents",
     "normalized_expression",
     "posterior_predictive",
+    "predictive_check",
     "reconstruction",
     "sampled_expression",
     "subclusters",
@@ -72,4 +76,5 @@ __all__ = [
     "type_expression",
     "type_states",
     "vamp_mixture",
+    "vote",
 ]
