@@ -99,7 +99,7 @@ def test_stimulated_blood_cells_on_a_reference_of_resting_ones_without_b_cells()
     assert FOLDER is not None
     adata = anndata.read_h5ad(Path(FOLDER) / "pbmc_kang_ctrl_stim.h5ad")
     seen = np.asarray((adata.X > 0).sum(0)).ravel()
-    adata = adata[:, np.argsort(-seen)[:1000]].copy()
+    adata = adata[:, np.argsort(-seen)[:2000]].copy()
     resting, stimulated = (adata[adata.obs["batch"] == name].copy() for name in ("ctrl", "stim"))
     resting = resting[resting.obs["cell_type"] != "B"].copy()
     countvi.SCVI.setup_anndata(resting, batch_key="batch")

@@ -192,9 +192,9 @@ class CountEstimator(ScoredEstimator, ABC):
         DataFrame
             A row for each cell. ``label``: the most voted label, or ``unknown``. ``best``: the most voted label in any
             case. ``uncertainty``: share of the votes for other labels, 0 to 1. ``typicality``: share of the labelled
-            cells of that label that lie at least as far from their own nearest cells, 0 to 1: small where the reference
-            has nothing like the cell. A cell type that the reference lacks and that lies close to one that it has is
-            not told from it by either number; look at markers.
+            cells of that label that lie at least as far from their own nearest cells, or whose state is at least as
+            unsure, whichever is less, 0 to 1: small where the reference has nothing like the cell. Both can miss a type
+            that the reference lacks and that resembles one that it has; look at markers.
 
         Raises
         ------

@@ -45,9 +45,7 @@ def transfer_labels(
         raise OptionError(message)
     model, cells = (query, None) if isinstance(query, Trainable) else (reference, query)
     _check_same_space(reference, model)
-    known_states = reference.get_latent_representation(indices=labelled)
-    states = model.get_latent_representation(cells)
-    votes = query_layer.vote(known_states, codes, states, n_neighbors)
+    votes = query_layer.vote(_locate(reference, None, labelled), codes, _locate(model, cells, None), n_neighbors)
     best = np.asarray(names, dtype=object)[votes.shares.argmax(1)]
     uncertainty = 1.0 - votes.shares.max(1)
     known = (uncertainty <= max_uncertainty) & (votes.typicality >= min_typicality)
@@ -60,6 +58,12 @@ def transfer_labels(
     return pd.DataFrame(columns, index=model._obs_names(cells))
 
 
+def _locate(model: CountEstimator, cells: Container | None, indices: np.ndarray | None) -> query_layer.Located:
+    states = model.get_latent_representation(cells, indices)
+    _, variance = model.get_latent_representation(cells, indices, return_dist=True)
+    return query_layer.Located(np.asarray(states), np.asarray(variance).sum(1))
+
+
 def _check_same_space(reference: CountEstimator, model: Any) -> None:
     """Refuse the model of a query whose cell states are not those of the reference."""
     if model is reference:
@@ -67,8 +71,8 @@ def _check_same_space(reference: CountEstimator, model: Any) -> None:
     same = type(model) is type(reference) and model._mapped is not None and not model._mapped.freezing.unfrozen
     if not same:
         message = (
-            "Labels can be compared only between cell states of one space. Pass the cells themselves, or the model "
-            f"that {type(reference).__name__}.load_query_data made of them and of this reference, without unfrozen=True."
+            "Labels can be compared only between states of one space. Pass the cells themselves, or the model that "
+            f"{type(reference).__name__}.load_query_data made of them and this reference, without unfrozen=True."
         )
         raise OptionError(message)
 

@@ -54,7 +54,7 @@ class BatchNorm(nn.BatchNorm1d):
 
     def rectified(self, input: Tensor, dropout: float) -> Tensor:
         """Normalise ``(cells, units)``, rectify and drop units, as one operation where that is the same."""
-        if not self.training or len(input) < 2 or self.running_mean is None or self.running_var is None:
+        if not self.training or self.frozen or len(input) < 2 or self.running_mean is None or self.running_var is None:
             return ops.rectify(self(input), dropout)
         self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         running = (self.running_mean, self.running_var)

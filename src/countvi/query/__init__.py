@@ -21,6 +21,7 @@ from countvi.query.latent import latent_moments, latent_states
 from countvi.query.outliers import inliers
 from countvi.query.populations import Drawing
 from countvi.query.neighbors import vote
+from countvi.query.neighbors import Located, vote
 from countvi.query.predictive import library_size, likelihood_parameters, posterior_predictive
 from countvi.query.raw import CountSums, sum_counts
 from countvi.query.replicates import Replicates
@@ -43,6 +44,7 @@ __all__ = [
     "Replicates",
     "Scale",
     "Setting",
+    "Located",
     "Sink",
     "VampMixture",
     "Writable",
