@@ -10,18 +10,17 @@ from countvi.query.ambient import ambient_fraction, background_profile, decontam
 from countvi.query.attribution import modality_attribution, modality_latents
 from countvi.query.cells import BatchSource, Cells, Sink, Writable, evaluation
 from countvi.query.correlation import feature_correlation
-from countvi.query.differential import Comparison, Setting, compare
 from countvi.query.criticism import Check, predictive_check
+from countvi.query.differential import Comparison, Setting, compare
 from countvi.query.draws import Counterfactual
 from countvi.query.effects import Change, Columns, Greater, Hypothesis, difference, expected_fdr, log_fold
 from countvi.query.evidence import elbo, marginal_log_likelihood, reconstruction
 from countvi.query.expression import Scale, normalized_expression, sampled_expression
 from countvi.query.importance import Importance
 from countvi.query.latent import latent_moments, latent_states
+from countvi.query.neighbors import Located, vote
 from countvi.query.outliers import inliers
 from countvi.query.populations import Drawing
-from countvi.query.neighbors import vote
-from countvi.query.neighbors import Located, vote
 from countvi.query.predictive import library_size, likelihood_parameters, posterior_predictive
 from countvi.query.raw import CountSums, sum_counts
 from countvi.query.replicates import Replicates
@@ -32,19 +31,19 @@ __all__ = [
     "BatchSource",
     "Cells",
     "Change",
+    "Check",
     "Columns",
     "Comparison",
     "CountSums",
-    "Check",
     "Counterfactual",
     "Drawing",
     "Greater",
     "Hypothesis",
     "Importance",
+    "Located",
     "Replicates",
     "Scale",
     "Setting",
-    "Located",
     "Sink",
     "VampMixture",
     "Writable",

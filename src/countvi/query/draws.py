@@ -38,7 +38,7 @@ class Stream(IntEnum):
     DECONTAMINATED = 12
     POPULATION = 13
     IMPORTANCE = 14
-    CRITICISM = 40
+    CRITICISM = 15
 
 
 def generator(seed: int, stream: Stream, device: torch.device | str = "cpu", *parts: int) -> torch.Generator:
