@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from countvi.estimators.destvi import DestVI
     from countvi.estimators.multimodal import RegularizedMultimodalVI
     from countvi.estimators.scvi import SCVI
+    from countvi.estimators.totalvi import TOTALVI
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SCVI",
+    "TOTALVI",
     "AmbientRegularizedSCVI",
     "CondSCVI",
     "DestVI",
@@ -44,6 +46,7 @@ _OBJECTS = {
     "DestVI": "countvi.estimators.destvi",
     "RegularizedMultimodalVI": "countvi.estimators.multimodal",
     "SCVI": "countvi.estimators.scvi",
+    "TOTALVI": "countvi.estimators.totalvi",
 }
 """Public classes and the modules that define them."""
 

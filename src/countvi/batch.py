@@ -20,6 +20,8 @@ from countvi.typing import Cells, CellsGenes, Codes
 
 RNA = "rna"
 """Name of the modality in models that have one."""
+PROTEIN = "protein"
+"""Name of the second modality of CITE-seq."""
 
 
 class Factor(NamedTuple):
@@ -184,6 +186,9 @@ class Design:
     position
         Row of each cell in the tables of a model that has parameters of single cells, shape ``(cells,)``, int64;
         ``None`` where there are no such tables.
+    entries
+        Which features of a modality were measured in each cell, shape ``(cells, features)``, bool, by name; a modality
+        that is not named was measured whole in its cells. What was not measured is no count, not a count of zero.
     """
 
     codes: Codes
@@ -191,6 +196,7 @@ class Design:
     size_factor: Tensor | None = None
     present: Mapping[str, Tensor] | None = None
     position: Tensor | None = None
+    entries: Mapping[str, Tensor] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -204,6 +210,10 @@ class Design:
     def measured(self, modality: str) -> Tensor | None:
         """Which cells a modality was measured in, shape ``(cells,)``, bool; ``None`` if in all."""
         return None if self.present is None else self.present.get(modality)
+
+    def measured_entries(self, modality: str) -> Tensor | None:
+        """Which features were measured in each cell, shape ``(cells, features)``, bool; ``None`` if all in all."""
+        return None if self.entries is None else self.entries.get(modality)
 
     def with_level(self, column: int, code: int) -> Design:
         """Return the design in which every cell has one category of one covariate."""
@@ -219,6 +229,7 @@ class Design:
             size_factor=None if self.size_factor is None else self.size_factor.index_select(0, index),
             present=None if self.present is None else {k: v.index_select(0, index) for k, v in self.present.items()},
             position=None if self.position is None else self.position.index_select(0, index),
+            entries=None if self.entries is None else {k: v.index_select(0, index) for k, v in self.entries.items()},
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Design:
@@ -229,6 +240,7 @@ class Design:
             size_factor=None if self.size_factor is None else self.size_factor.to(device=device, dtype=dtype),
             present=None if self.present is None else {k: v.to(device=device) for k, v in self.present.items()},
             position=None if self.position is None else self.position.to(device=device),
+            entries=None if self.entries is None else {k: v.to(device=device) for k, v in self.entries.items()},
         )
 
 

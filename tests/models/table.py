@@ -15,7 +15,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-from tests.models import small
+from tests.models import cite, small
 
 import countvi
 from countvi.batch import Batch, Factor
@@ -364,5 +364,41 @@ _DECONVOLUTION = [
     _destvi({"vamp_prior_p": None, "amortization": "both"}, ()),
 ]
 
+_TOTALVI = [
+    ({}, _BATCH, False),
+    ({}, _BATCH, True),
+    ({}, {}, False),
+    ({"protein_batch_efficiency": True, "protein_dispersion": "protein-batch"}, _ALL, True),
+    ({"gene_likelihood": "zinb", "gene_dispersion": "gene-batch", **_LATENT}, _ALL, True),
+    (
+        {"gene_dispersion": "gene-label", "protein_dispersion": "protein-label", "latent_distribution": "ln"},
+        _ALL,
+        False,
+    ),
+    (
+        {"gene_likelihood": "zinb", "gene_dispersion": "gene-cell", "n_layers_decoder": 2, "n_layers_encoder": 1},
+        _ALL,
+        True,
+    ),
+    ({"use_batch_norm": "none", "use_layer_norm": "both", "activation_function_bg": "exp", **_LATENT}, _SIZED, True),
+    ({"encode_covariates": False, "normalize_encoder_input": False, "log_variational": False}, _ALL, True),
+    ({"empirical_protein_background_prior": True}, {"batch_key": "batch", "panel_key": "donor"}, True),
+]
+
+
+def _totalvi(options: dict[str, Any], keys: dict[str, Any], gaps: bool) -> Row:
+    words = [str(v) if isinstance(v, str) else f"{k}={v}" for k, v in options.items()]
+    levels = [N_BATCHES if "batch_key" in keys else 1] + [N_DONORS] * len(keys.get("categorical_covariate_keys", ()))
+    n_labels = N_LABELS if "labels_key" in keys else 1
+    return Row(
+        name=f"totalvi-{','.join(words)}-{'gaps' if gaps else 'whole'}",
+        build=lambda seed: cite.build(cells(), options, keys, gaps, seed),
+        n_parameters=cite.count(N_GENES, levels, options, keys, n_labels),
+        batch_matters="batch_key" in keys,
+        not_drawn=frozenset({"prior.loc", "prior.log_scale", "log_efficiency"}),
+    )
+
+
 ROWS = [_scvi(options, keys) for options, keys in _grid()] + _REGULARIZED + _DECONVOLUTION
+ROWS += [_totalvi(*row) for row in _TOTALVI]
 """Add the rows of further models here."""

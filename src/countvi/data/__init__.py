@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from countvi.data.confounding import confounding_table, warn_of_confounding
 from countvi.data.container import is_mudata, obs_column
-from countvi.data.dataset import Dataset, bind, covariate_codes, prepare_query, prepare_query_mudata
+from countvi.data.dataset import Dataset, bind, covariate_codes
 from countvi.data.extend import extend
 from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.data.h5mu import read_h5mu, write_h5mu
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
+from countvi.data.measured import MaskedSource, Patterns
+from countvi.data.padding import prepare_query, prepare_query_mudata
 from countvi.data.placement import placed, unique_names
+from countvi.data.proteins import ProteinKeys, setup_proteins, setup_proteins_mudata, with_unmeasured
 from countvi.data.purposes import CovariateKeys
-from countvi.data.registry import BATCH_COLUMN, Column, Modality, Purposes, Registry
+from countvi.data.registry import BATCH_COLUMN, Column, Gaps, Modality, Purposes, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_by_purpose, setup_mudata
 from countvi.data.source import BackedSource, CountSource, InMemorySource, UnpairedSource, open_source
@@ -30,8 +33,12 @@ __all__ = [
     "CountSummary",
     "CovariateKeys",
     "Dataset",
+    "Gaps",
     "InMemorySource",
+    "MaskedSource",
     "Modality",
+    "Patterns",
+    "ProteinKeys",
     "Purposes",
     "Registry",
     "SetupRecords",
@@ -58,9 +65,12 @@ __all__ = [
     "setup_anndata",
     "setup_by_purpose",
     "setup_mudata",
+    "setup_proteins",
+    "setup_proteins_mudata",
     "split_from_indices",
     "summarize",
     "unique_names",
     "warn_of_confounding",
+    "with_unmeasured",
     "write_h5mu",
 ]

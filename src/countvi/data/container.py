@@ -179,7 +179,8 @@ def obs_column(data: Container, key: str, argument: str) -> pd.Series:
     """Return one column of ``obs``.
 
     That of a MuData is looked for in ``mdata.obs`` first. If it is not there, those of the modalities are put together:
-    each cell takes the value of a modality that has the cell, and they must agree.
+    each cell takes the value of a modality that has the cell, and they must agree. ``"rna:batch"`` is the column
+    ``batch`` of the modality ``rna`` alone.
 
     Parameters
     ----------
@@ -214,6 +215,9 @@ def obs_column(data: Container, key: str, argument: str) -> pd.Series:
         having = [part for part, adata in data.mod.items() if key in adata.obs.columns]
         if having:
             return _merge(data, key, having, argument)
+        part, _, column = key.partition(":")
+        if part in data.mod and column in data.mod[part].obs.columns:
+            return _merge(data, column, [part], argument)
         known += sorted({str(name) for adata in data.mod.values() for name in adata.obs.columns} - set(known))
     has = f"it has {shorten(known, limit=10)}" if known else "it has no columns"
     message = f"{argument}: {name}.obs has no column {key!r}; {has}.{did_you_mean(key, known)}"

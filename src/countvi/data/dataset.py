@@ -6,9 +6,8 @@ import hashlib
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -20,20 +19,17 @@ from countvi.batch import Batch, CountBlock, Design
 from countvi.data.columns import codes_of, continuous_of, size_factor_of
 from countvi.data.container import check_container, obs_column, part_of, part_text, rows_of
 from countvi.data.features import feature_names
+from countvi.data.measured import MaskedSource, Patterns, patterns_of
 from countvi.data.registry import Modality, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.source import CountSource, InMemorySource, UnpairedSource, location_text, open_source
 from countvi.data.validate import CountSummary, summarize
-from countvi.errors import DataError, DataWarning, MismatchError, did_you_mean, shorten
+from countvi.errors import DataWarning, MismatchError, did_you_mean, shorten
 
 if TYPE_CHECKING:
-    from mudata import MuData
     from numpy.typing import NDArray
 
     from countvi.data.container import Container
-
-_ENOUGH_SHARED = 0.8
-"""Share of the model's genes below which padding with zeros is worth a warning."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +55,8 @@ class Dataset:
         left out.
     position
         Row of each cell in a model's tables of single cells, shape ``(cells,)``, int64; ``placed`` sets it.
+    patterns
+        Which features of a modality were measured in which cells, by modality; those measured whole are left out.
     """
 
     registry: Registry
@@ -69,6 +67,7 @@ class Dataset:
     obs_names: pd.Index
     present: Mapping[str, Tensor] = field(default_factory=dict)
     position: Tensor | None = None
+    patterns: Mapping[str, Patterns] = field(default_factory=dict)
     _summaries: dict[str, CountSummary] = field(default_factory=dict, repr=False)
 
     @property
@@ -93,6 +92,7 @@ class Dataset:
                 size_factor=None if self.size_factor is None else self.size_factor[index],
                 present={name: cells[index] for name, cells in self.present.items()} or None,
                 position=None if self.position is None else self.position[index],
+                entries={name: patterns.of(index) for name, patterns in self.patterns.items()} or None,
             ),
         )
 
@@ -119,6 +119,7 @@ class Dataset:
             obs_names=self.obs_names[rows],
             present={name: cells[index] for name, cells in self.present.items()},
             position=None if self.position is None else self.position[index],
+            patterns={name: patterns.cells(index) for name, patterns in self.patterns.items()},
         )
 
     def summary(self, modality: str) -> CountSummary:
@@ -131,7 +132,7 @@ class Dataset:
         """
         name = self.registry.modality(modality).name
         if name not in self._summaries:
-            cells = self.present.get(name)
+            cells = self.patterns[name].some() if name in self.patterns else self.present.get(name)
             self._summaries[name] = summarize(self.sources[name], present=None if cells is None else cells.numpy())
         return self._summaries[name]
 
@@ -166,7 +167,7 @@ class Dataset:
 
         It is that of the data as the model sees them: how the matrix is stored (sparse, dense, in a file), its
         dtype, explicit zeros and the order of the genes make no difference; the order of the cells does, and so does
-        whether a cell without counts was measured.
+        whether a cell without counts, or an entry of zero, was measured.
         """
         digest = hashlib.blake2b(digest_size=16)
         for modality in self.registry.modalities:
@@ -176,6 +177,8 @@ class Dataset:
                 digest.update(_hash_rows(block).astype("<u8").tobytes())
             if modality.name in self.present:
                 digest.update(np.packbits(self.present[modality.name].numpy()).tobytes())
+            if modality.name in self.patterns:
+                self.patterns[modality.name].hash_into(digest)
         return digest.hexdigest()
 
 
@@ -207,12 +210,18 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
         what it is for.
     """
     check_container(data, registry.modalities)
-    sources, present = {}, {}
+    codes = covariate_codes(data, registry, optional)
+    sources: dict[str, CountSource] = {}
+    present, patterns = {}, {}
     for modality in registry.modalities:
-        rows = rows_of(data, modality.part)
-        sources[modality.name] = _open(data, modality, rows)
+        name, rows = modality.name, rows_of(data, modality.part)
+        sources[name] = _open(data, modality, rows)
         if rows is not None and (rows < 0).any():
-            present[modality.name] = torch.from_numpy(rows >= 0)
+            present[name] = torch.from_numpy(rows >= 0)
+        if modality.gaps is not None:
+            found = patterns_of(data, modality, sources[name], codes[:, modality.gaps.column], rows)
+            if found is not None:
+                patterns[name], sources[name] = found, MaskedSource(sources[name], found)
     continuous = np.zeros((data.n_obs, len(registry.continuous_keys)), dtype=np.float32)
     for i, key in enumerate(registry.continuous_keys):
         continuous[:, i] = continuous_of(obs_column(data, key, "The model's continuous covariate key"), key)
@@ -223,11 +232,12 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
     return Dataset(
         registry=registry,
         sources=sources,
-        codes=torch.from_numpy(covariate_codes(data, registry, optional)),
+        codes=torch.from_numpy(codes),
         continuous=torch.from_numpy(continuous),
         size_factor=size_factor,
         obs_names=data.obs_names.copy(),
         present=present,
+        patterns=patterns,
     )
 
 
@@ -246,94 +256,6 @@ def covariate_codes(data: Container, registry: Registry, optional: Collection[st
     return codes
 
 
-def prepare_query(adata: AnnData, registry: Registry) -> AnnData:
-    """Make an AnnData with a model's genes in the model's order, missing ones padded with zeros.
-
-    Parameters
-    ----------
-    adata
-        The query, cells x genes; it is only read.
-    registry
-        What the model was set up with.
-
-    Returns
-    -------
-    AnnData
-        In memory: the counts where the model looks for them (CSR, float32), ``obs`` and ``obsm``. Nothing else of
-        the query is carried over.
-
-    Raises
-    ------
-    DataError
-        If the query is empty, names genes twice, or has none of the model's genes.
-
-    Warns
-    -----
-    DataWarning
-        If it has fewer than 80 % of the model's genes.
-    """
-    check_container(adata, registry.modalities)
-    return _padded(adata, registry.modalities)
-
-
-def prepare_query_mudata(mdata: MuData, registry: Registry) -> MuData:
-    """Make a MuData with a model's features in the model's order; as :func:`prepare_query` does for an AnnData.
-
-    Modalities that the query lacks stay missing.
-    """
-    from mudata import MuData, set_options
-
-    check_container(mdata, registry.modalities)
-    padded = {}
-    for modality in registry.modalities:
-        adata = part_of(mdata, modality)
-        if modality.part is not None and adata is not None and adata.n_obs:
-            padded[modality.part] = _padded(adata, [modality])
-    with set_options(pull_on_update=False):
-        prepared = MuData(padded)
-    prepared.obs = pd.DataFrame(mdata.obs).loc[prepared.obs_names].copy()
-    return prepared
-
-
-def _padded(adata: AnnData, modalities: Sequence[Modality]) -> AnnData:
-    """Copy an AnnData with the features of modalities that lie in it."""
-    matrices = {}
-    for modality in modalities:
-        if modality.location.startswith("obsm/"):  # carried over as it is
-            continue
-        names, noun = modality.feature_names, modality.noun
-        n_shared = len(names) - len(_missing(adata, modality))
-        if n_shared == 0:
-            message = (
-                f"The query has none of the model's {len(names):,} {noun}s. The model knows "
-                f"{shorten(names, limit=3)}, the query {shorten(list(adata.var_names), limit=3)}; are these "
-                "different kinds of names (symbols and Ensembl ids)?"
-            )
-            raise DataError(message)
-        if n_shared < _ENOUGH_SHARED * len(names):
-            message = (
-                f"The query has only {n_shared:,} of the model's {len(names):,} {noun}s ({n_shared / len(names):.0%}); "
-                "the others are filled with zeros, which the model takes for measurements. Expect poor results; "
-                f"better train a model on the {noun}s that both have."
-            )
-            warnings.warn(message, DataWarning, stacklevel=3)
-        columns = ColumnMap.from_names(list(adata.var_names), names)
-        block = open_source(adata, modality.location, columns).take(np.arange(adata.n_obs))
-        matrix = sp.csr_matrix(
-            (block.values.numpy(), block.columns.numpy(), block.offsets.numpy()), shape=(adata.n_obs, len(names))
-        )
-        matrix.sort_indices()
-        matrices[modality.location] = matrix
-    obsm: dict[str, Any] = {key: value.copy() for key, value in adata.obsm.items()}
-    return anndata.AnnData(
-        X=matrices.pop("X", None),
-        obs=pd.DataFrame(adata.obs).copy(),
-        var=pd.DataFrame(index=pd.Index(modalities[0].feature_names, dtype=object)),
-        obsm=obsm,
-        layers={location.removeprefix("layers/"): matrix for location, matrix in matrices.items()},
-    )
-
-
 def _open(data: Container, modality: Modality, rows: NDArray[np.int64] | None) -> CountSource:
     """Open the counts of a modality, one row for each cell of the data."""
     adata = part_of(data, modality)
@@ -345,15 +267,22 @@ def _open(data: Container, modality: Modality, rows: NDArray[np.int64] | None) -
     return source if rows is None else UnpairedSource(source, rows)
 
 
-def _missing(adata: AnnData, modality: Modality) -> list[str]:
+def missing_features(adata: AnnData, modality: Modality) -> list[str]:
+    """Features of a modality that data have no column for."""
     present = set(feature_names(adata, modality.location, modality.names_key))
     return [name for name in modality.feature_names if name not in present]
 
 
 def _align(adata: AnnData, modality: Modality) -> ColumnMap | None:
     owner, names = part_text(modality.part), feature_names(adata, modality.location, modality.names_key)
-    missing = _missing(adata, modality)
-    if missing:
+    missing = missing_features(adata, modality)
+    if missing and modality.gaps is not None and len(missing) < modality.n_features:
+        message = (
+            f"{len(missing):,} of the model's {modality.n_features:,} {modality.noun}s have no column in "
+            f"{location_text(modality.location, owner)}: {shorten(missing)}; they count as not measured."
+        )
+        warnings.warn(message, DataWarning, stacklevel=4)
+    elif missing:
         hint = did_you_mean(missing[0], names) if len(missing) == 1 else ""
         where = f"{owner}.var_names"
         advice = ""

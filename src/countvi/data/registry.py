@@ -41,6 +41,32 @@ def category_key(value: object) -> tuple[bool, object]:
 
 
 @dataclass(frozen=True)
+class Gaps:
+    """Which entries of a matrix were not measured, so that a zero can be told from nothing.
+
+    NaN always stands for what was not measured, and so does a feature that the data have no column for.
+
+    Parameters
+    ----------
+    column
+        Column of the codes with the panel (or batch) of each cell.
+    mask
+        Where a matrix of booleans lies, true for what was measured, as in :attr:`Modality.location`; or ``None``.
+    unmeasured
+        For each level of the column, positions of the features that were not measured in its cells; empty for none.
+    """
+
+    column: int
+    mask: str | None = None
+    unmeasured: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Gaps:
+        """Build from the dictionary of its fields."""
+        return cls(values["column"], values["mask"], tuple(tuple(level) for level in values["unmeasured"]))
+
+
+@dataclass(frozen=True)
 class Modality:
     """One count matrix.
 
@@ -58,6 +84,8 @@ class Modality:
         What its features are, in the words of :mod:`countvi.data.features`; ``None`` if nothing tells.
     names_key
         Entry of ``uns`` with the names of the columns of an array in ``obsm``, or ``None``.
+    gaps
+        Which entries were not measured, where that can be; ``None`` where all must be there.
     """
 
     name: str
@@ -66,6 +94,7 @@ class Modality:
     part: str | None = None
     feature_type: str | None = None
     names_key: str | None = None
+    gaps: Gaps | None = None
 
     @property
     def n_features(self) -> int:
@@ -85,7 +114,7 @@ class Column:
     Parameters
     ----------
     role
-        What the covariate is for: ``"batch"``, ``"labels"``, ``"categorical"``, or ``"covariate"`` where
+        What the covariate is for: ``"batch"``, ``"labels"``, ``"categorical"``, ``"panel"``, or ``"covariate"`` where
         :class:`Purposes` says it.
     key
         Column of ``obs``; ``None`` for a covariate that was not given, which has one level, ``0``.
@@ -201,6 +230,12 @@ class Registry:
         """The other categorical covariates."""
         return self.factors([i for i, column in enumerate(self.columns) if column.role == "categorical"])
 
+    @property
+    def panel(self) -> Factor:
+        """Whose levels have a protein panel of their own: the panel if there is one, else the batch."""
+        columns = [i for i, column in enumerate(self.columns) if column.role == "panel"]
+        return self.factor(columns[0] if columns else BATCH_COLUMN)
+
     def factor(self, column: int) -> Factor:
         """One column as a model names it."""
         return Factor(column, len(self.columns[column].categories))
@@ -262,6 +297,7 @@ class Registry:
                     m["location"],
                     tuple(m["feature_names"]),
                     *(m.get(name) for name in ("part", "feature_type", "names_key")),
+                    None if m.get("gaps") is None else Gaps.from_json(m["gaps"]),
                 )
                 for m in values["modalities"]
             ),

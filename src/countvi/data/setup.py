@@ -5,20 +5,22 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from countvi.batch import RNA
 from countvi.data.columns import continuous_of, read_column, size_factor_of
 from countvi.data.container import as_mudata, checked, obs_column, part_text, rows_of
 from countvi.data.features import feature_type_of
 from countvi.data.purposes import CovariateKeys, as_keys, read_columns
-from countvi.data.registry import Modality, Registry
+from countvi.data.registry import Column, Modality, Registry
 from countvi.data.source import matrix_at
 from countvi.errors import DataError, OptionError, UnknownNameError, did_you_mean, shorten
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
+
+    from countvi.data.container import Container
 
 
 def setup_anndata(
@@ -69,34 +71,60 @@ def setup_anndata(
     checked(adata)
     location = _location(layer)
     matrix_at(adata, location)
-    categorical = as_keys(categorical_covariate_keys, "categorical_covariate_keys")
-    continuous = as_keys(continuous_covariate_keys, "continuous_covariate_keys")
-    _check_distinct(batch_key, categorical, continuous)
-
-    columns = [
-        read_column(adata, "batch", batch_key, "batch_key"),
-        read_column(adata, "labels", labels_key, "labels_key"),
-        *(read_column(adata, "categorical", key, "categorical_covariate_keys") for key in categorical),
-    ]
-    for key in continuous:
-        continuous_of(obs_column(adata, key, "continuous_covariate_keys"), key)
-    if size_factor_key is not None:
-        size_factor_of(obs_column(adata, size_factor_key, "size_factor_key"), size_factor_key)
+    keys = {
+        "batch_key": batch_key,
+        "labels_key": labels_key,
+        "size_factor_key": size_factor_key,
+        "categorical_covariate_keys": as_keys(categorical_covariate_keys, "categorical_covariate_keys") or None,
+        "continuous_covariate_keys": as_keys(continuous_covariate_keys, "continuous_covariate_keys") or None,
+    }
+    columns, continuous = read_covariates(adata, keys)
     return Registry(
         method="setup_anndata",
-        setup_args={
-            "layer": layer,
-            "batch_key": batch_key,
-            "labels_key": labels_key,
-            "size_factor_key": size_factor_key,
-            "categorical_covariate_keys": categorical or None,
-            "continuous_covariate_keys": continuous or None,
-        },
+        setup_args={"layer": layer, **keys},
         modalities=(Modality(RNA, location, tuple(map(str, adata.var_names))),),
-        columns=tuple(columns),
-        continuous_keys=tuple(continuous),
+        columns=columns,
+        continuous_keys=continuous,
         size_factor_key=size_factor_key,
     )
+
+
+def read_covariates(data: Container, keys: Mapping[str, Any]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+    """Read the columns of ``obs`` of a model whose parts share their covariates.
+
+    Parameters
+    ----------
+    data
+        The data.
+    keys
+        The arguments of :func:`setup_anndata` that name columns.
+
+    Returns
+    -------
+    tuple
+        The categorical covariates, batch first and labels second, and the names of the continuous ones.
+
+    Raises
+    ------
+    UnknownNameError
+        If a column does not exist.
+    DataError
+        If a column cannot be used as what it was given for.
+    """
+    categorical = as_keys(keys["categorical_covariate_keys"], "categorical_covariate_keys")
+    continuous = as_keys(keys["continuous_covariate_keys"], "continuous_covariate_keys")
+    size_factor_key = keys["size_factor_key"]
+    _check_distinct(keys["batch_key"], categorical, continuous)
+    columns = (
+        read_column(data, "batch", keys["batch_key"], "batch_key"),
+        read_column(data, "labels", keys["labels_key"], "labels_key"),
+        *(read_column(data, "categorical", key, "categorical_covariate_keys") for key in categorical),
+    )
+    for key in continuous:
+        continuous_of(obs_column(data, key, "continuous_covariate_keys"), key)
+    if size_factor_key is not None:
+        size_factor_of(obs_column(data, size_factor_key, "size_factor_key"), size_factor_key)
+    return columns, tuple(continuous)
 
 
 def setup_by_purpose(adata: AnnData, keys: CovariateKeys, *, layer: str | None = None) -> Registry:

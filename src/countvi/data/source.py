@@ -316,7 +316,9 @@ def open_source(adata: AnnData, location: str, columns: ColumnMap | None = None,
     if isinstance(matrix, h5py.Dataset):
         return BackedSource(DenseReader(matrix), columns)
     if isinstance(matrix, pd.DataFrame):
-        matrix = matrix.to_numpy()
+        numeric = all(pd.api.types.is_numeric_dtype(dtype) for dtype in matrix.dtypes)
+        # Missing values of pandas' own dtypes become NaN, which every reader knows.
+        matrix = matrix.to_numpy(np.float32, na_value=np.nan) if numeric else matrix.to_numpy()
     if sp.issparse(matrix) or isinstance(matrix, np.ndarray):
         return InMemorySource(matrix, columns)
     message = (

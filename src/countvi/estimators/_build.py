@@ -122,7 +122,7 @@ def build_scvi(options: SCVIOptions, registry: Registry, moments: LibraryMoments
         decode=mlp.Mlp(options.n_latent, decoder_config, covariates.n_features, factors),
         rho=linear.Head(options.n_hidden, n_genes),
         link=Link.SOFTPLUS if sized else Link.SOFTMAX,
-        observe=_observation(options, registry, n_genes),
+        observe=observation_of(options.gene_likelihood, options.dispersion, registry, options.n_hidden),
     )
 
 
@@ -167,19 +167,34 @@ def _library(
     return library.LogNormalLibrary(encode, registry.batch, moments.loc.clone(), moments.scale.clone())
 
 
-def _observation(options: SCVIOptions, registry: Registry, n_genes: int) -> observation.Observation:
-    if options.gene_likelihood == "poisson":
+def observation_of(
+    gene_likelihood: str, dispersion: str, registry: Registry, n_hidden: int, factors: Sequence[Factor] = ()
+) -> observation.Observation:
+    """Return the observation model of RNA counts.
+
+    Parameters
+    ----------
+    gene_likelihood, dispersion
+        As the arguments of :class:`countvi.SCVI`.
+    registry
+        Genes and covariates.
+    n_hidden
+        Units that decoded parameters are made of.
+    factors
+        Covariates whose one-hot levels follow those units.
+    """
+    n_genes = registry.modality(RNA).n_features
+    if gene_likelihood == "poisson":
         return observation.ObservePoisson()
-    dispersion: observation.Dispersion
-    if options.dispersion == "gene":
-        dispersion = observation.PerGene(n_genes)
-    elif options.dispersion == "gene-cell":
-        dispersion = observation.PerGeneCell(options.n_hidden, n_genes)
+    spread: observation.Dispersion
+    if dispersion == "gene":
+        spread = observation.PerGene(n_genes)
+    elif dispersion == "gene-cell":
+        spread = observation.PerGeneCell(n_hidden, n_genes, factors)
     else:
-        factor = registry.batch if options.dispersion == "gene-batch" else registry.labels
-        dispersion = observation.PerGeneLevel(n_genes, factor)
-    if options.gene_likelihood == "normal":
-        return observation.ObserveNormal(dispersion)
-    if options.gene_likelihood == "nb":
-        return observation.ObserveNegativeBinomial(dispersion)
-    return observation.ObserveZeroInflated(dispersion, options.n_hidden, n_genes)
+        spread = observation.PerGeneLevel(n_genes, registry.batch if dispersion == "gene-batch" else registry.labels)
+    if gene_likelihood == "normal":
+        return observation.ObserveNormal(spread)
+    if gene_likelihood == "nb":
+        return observation.ObserveNegativeBinomial(spread)
+    return observation.ObserveZeroInflated(spread, n_hidden, n_genes, factors)

@@ -56,8 +56,10 @@ def resolve_rows(indices: Indices, obs_names: pd.Index) -> np.ndarray:
     return np.where(values < 0, values + n_cells, values)
 
 
-def resolve_genes(gene_list: Sequence[str] | np.ndarray | None, names: Sequence[str] | np.ndarray) -> np.ndarray | None:
-    """Return column numbers of genes in the order given; a boolean mask is accepted too.
+def resolve_genes(
+    gene_list: Sequence[str] | np.ndarray | None, names: Sequence[str] | np.ndarray, noun: str = "gene"
+) -> np.ndarray | None:
+    """Return column numbers of genes (or proteins) in the order given; a boolean mask is accepted too.
 
     Raises
     ------
@@ -69,18 +71,18 @@ def resolve_genes(gene_list: Sequence[str] | np.ndarray | None, names: Sequence[
     # A list first, as NumPy takes a set or the keys of a dictionary for a single thing.
     wanted = np.asarray([gene_list] if isinstance(gene_list, str) else list(gene_list))
     if wanted.ndim != 1:
-        message = f"gene_list must be one list of names; got an array of shape {wanted.shape}."
+        message = f"{noun}_list must be one list of names; got an array of shape {wanted.shape}."
         raise MismatchError(message)
     if wanted.dtype == bool:
         if wanted.shape != (len(names),):
-            message = f"A mask of genes must have one entry per gene ({len(names):,}); got shape {wanted.shape}."
+            message = f"A mask of {noun}s must have one entry per {noun} ({len(names):,}); got shape {wanted.shape}."
             raise MismatchError(message)
         return np.flatnonzero(wanted)
     columns = pd.Index(names).get_indexer(pd.Index(wanted.astype(str)))
     unknown = wanted[columns < 0]
     if len(unknown):
         message = (
-            f"{len(unknown):,} of {len(wanted):,} genes are not in the model: "
+            f"{len(unknown):,} of {len(wanted):,} {noun}s are not in the model: "
             f"{shorten(unknown.tolist())}.{did_you_mean(unknown[0], names)}"
         )
         raise UnknownNameError(message)

@@ -14,6 +14,7 @@ from countvi.estimators import _training
 from countvi.estimators._indices import resolve_batches, resolve_genes
 
 if TYPE_CHECKING:
+    from countvi.data import Registry
     from countvi.estimators._trainable import Trainable
 
 
@@ -83,18 +84,12 @@ def predictive(
 ) -> Any:
     """Behind ``posterior_predictive_sample``."""
     _training.check_size("n_samples", n_samples)
-    counterfactuals = resolve_batches(transform_batch, model.registry)
-    if len(counterfactuals) > 1:
-        message = (
-            "Counts are drawn in one batch at a time: the mean of draws from several batches is not a draw. Pass one."
-        )
-        raise OptionError(message)
     samples = query.posterior_predictive(
         model.module,
         cells,
         modality=modality,
         genes=resolve_genes(features, feature_names(model, modality)),
-        counterfactual=counterfactuals[0],
+        counterfactual=one_counterfactual(transform_batch, model.registry),
         n_samples=n_samples,
         seed=seed,
     )
@@ -137,6 +132,23 @@ def correlation(
     )
     names = names if columns is None else names[columns]
     return pd.DataFrame(matrix, index=names, columns=names)
+
+
+def one_counterfactual(transform_batch: Any, registry: Registry) -> query.Counterfactual:
+    """Return the one batch that counts are drawn in.
+
+    Raises
+    ------
+    OptionError
+        If there are several.
+    """
+    counterfactuals = resolve_batches(transform_batch, registry)
+    if len(counterfactuals) > 1:
+        message = (
+            "Counts are drawn in one batch at a time: the mean of draws from several batches is not a draw. Pass one."
+        )
+        raise OptionError(message)
+    return counterfactuals[0]
 
 
 def feature_names(model: Trainable, modality: str) -> np.ndarray:

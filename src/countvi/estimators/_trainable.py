@@ -349,7 +349,8 @@ class Trainable(ABC):
         """Which of the cells a modality was measured in, by modality; those measured in all cells are left out."""
         source = cells.source.data if isinstance(cells.source, CheckedCells) else cells.source
         assert isinstance(source, data_layer.Dataset)
-        return {name: present.numpy()[cells.rows] for name, present in source.present.items()}
+        measured = {**source.present, **{name: patterns.some() for name, patterns in source.patterns.items()}}
+        return {name: present.numpy()[cells.rows] for name, present in measured.items()}
 
     def _dataset(self, adata: Container | None) -> data_layer.Dataset:
         if adata is None or adata is self.adata:

@@ -8,7 +8,9 @@ from countvi.likelihoods.ambient_rate import AmbientRate
 from countvi.likelihoods.base import CountLikelihood, CountRate
 from countvi.likelihoods.gamma_poisson import GammaPoisson
 from countvi.likelihoods.mixed_rate import MixedRate
+from countvi.likelihoods.mixture_rate import MixtureRate
 from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.negative_binomial_mixture import NegativeBinomialMixture
 from countvi.likelihoods.normal import Normal
 from countvi.likelihoods.poisson import Poisson
 from countvi.likelihoods.rate import Rate
@@ -22,7 +24,9 @@ __all__ = [
     "CountRate",
     "GammaPoisson",
     "MixedRate",
+    "MixtureRate",
     "NegativeBinomial",
+    "NegativeBinomialMixture",
     "Normal",
     "Poisson",
     "Rate",

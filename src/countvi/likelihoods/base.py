@@ -14,11 +14,12 @@ from countvi.batch import CountBlock
 from countvi.errors import MismatchError, OptionError
 from countvi.likelihoods.ambient_rate import AmbientRate
 from countvi.likelihoods.mixed_rate import MixedRate
+from countvi.likelihoods.mixture_rate import MixtureRate
 from countvi.likelihoods.rate import Rate
 from countvi.likelihoods.shape_rate import ShapeRate
 from countvi.typing import Cells, CellsGenes
 
-CountRate = Rate | AmbientRate | ShapeRate | MixedRate
+CountRate = Rate | AmbientRate | ShapeRate | MixedRate | MixtureRate
 """How a mean can be made."""
 
 
@@ -102,6 +103,18 @@ class CountLikelihood(Distribution, ABC):
     def dropout_probability(self) -> CellsGenes | None:
         """Probability that a count was replaced by zero; ``None`` where the distribution has none."""
         return None
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Parameters of each count's distribution by the names of the read-out, ``(*samples, cells, genes)`` each."""
+        mean = self.rate.mean
+        values = {"mean": mean, "dispersions": self.theta, "dropout": self.dropout_probability}
+        return {name: value.expand_as(mean) for name, value in values.items() if value is not None}
+
+    def decoded(self) -> dict[str, Tensor]:
+        """What the decoder gave, by name, ``(..., genes)`` each: where to look for what is not finite."""
+        parameters = {"theta": self.theta, "pi": self.dropout_probability}
+        found = {"the decoder's output (logits of rho)": self.rate.logits}
+        return found | {letter: value for letter, value in parameters.items() if value is not None}
 
     def _check(self, counts: CountBlock) -> None:
         name = type(self).__name__

@@ -52,3 +52,8 @@ class Normal(CountLikelihood):
         shape = (*sample_shape, *mean.shape)
         noise = torch.randn(shape, dtype=mean.dtype, device=mean.device, generator=generator)
         return mean + self.log_scale.exp() * noise
+
+    def parameters(self) -> dict[str, Tensor]:
+        """See :meth:`CountLikelihood.parameters`."""
+        mean = self.rate.mean
+        return {"mean": mean, "standard_deviation": self.log_scale.exp().expand_as(mean)}

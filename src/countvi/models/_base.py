@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,19 @@ from torch import Tensor, nn
 from countvi.batch import Batch, Design
 from countvi.likelihoods import CountLikelihood
 from countvi.models.objective import Elbo
-from countvi.nn.latent import Given, divergence
+from countvi.nn.latent import Gaussian, Given, divergence
 from countvi.typing import CellsLatent
+
+
+class Conditional(NamedTuple):
+    """A latent variable whose guide depends on others: known only once they are drawn and decoded."""
+
+    posterior: Gaussian
+    """Its guide given the others, ``(*samples, cells, ...)``."""
+    prior: Gaussian
+    """Its prior."""
+    value: Tensor
+    """Its draw."""
 
 
 class CountModel(nn.Module, ABC):
@@ -35,6 +46,9 @@ class CountModel(nn.Module, ABC):
     """Latent variables whose KL term is weighted during warm-up."""
     state: ClassVar[str] = "z"
     """The latent variable that the cell state is made of."""
+    noise: ClassVar[frozenset[str]] = frozenset()
+    """Standard normal numbers among the latent variables from which :meth:`conditional` ones are made; their own guide
+    is their prior."""
 
     @abstractmethod
     def guide(self, batch: Batch) -> Any:
@@ -51,6 +65,10 @@ class CountModel(nn.Module, ABC):
     @abstractmethod
     def cell_state(self, latents: Any) -> CellsLatent:
         """The cell state a user sees, from latent variables: ``(*samples, cells, latent)``."""
+
+    def conditional(self, likelihoods: Mapping[str, CountLikelihood], design: Design) -> Mapping[str, Conditional]:
+        """Latent variables whose guide depends on others, by letter, from what :meth:`generate` returned."""
+        return {}
 
     def log_prior(self) -> Mapping[str, Tensor]:
         """Log-priors of global variables, each a scalar for the whole data set."""
@@ -89,13 +107,20 @@ class CountModel(nn.Module, ABC):
         q, p = self.guide(batch), self.prior(batch.design)
         latents = self.sample(q, generator)
         likelihoods = self.generate(latents, batch.design)
-        pairs = zip(q._fields, q, p, latents, strict=True)
+        drawn = zip(q._fields, q, p, latents, strict=True)
+        kl = {
+            name: divergence(a, b, value)
+            for name, a, b, value in drawn
+            if name not in self.noise and not isinstance(a, Given)
+        }
+        kl |= {name: c.posterior.kl(c.prior) for name, c in self.conditional(likelihoods, batch.design).items()}
         return Elbo(
             log_lik={name: likelihood.log_prob(batch.counts[name]) for name, likelihood in likelihoods.items()},
-            kl={name: divergence(a, b, value) for name, a, b, value in pairs if not isinstance(a, Given)},
+            kl=kl,
             log_prior=self.log_prior(),
             penalty=self.penalty(),
             weight=self.weight(batch.design),
+            latents=latents,
         )
 
     @final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Elbo:
         Penalty of each global variable, smaller is better; one number each, for every cell.
     weight
         What each cell counts in the objective, shape ``(cells,)``; ``None`` for one each. It is no part of the bound.
+    latents
+        The draw of the latent variables that the terms were computed from, as the model names them.
     """
 
     log_lik: Mapping[str, Tensor]
@@ -32,6 +35,7 @@ class Elbo:
     log_prior: Mapping[str, Tensor] = field(default_factory=dict)
     penalty: Mapping[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
+    latents: Any = None
 
     @property
     def reconstruction(self) -> Tensor:

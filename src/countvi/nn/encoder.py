@@ -32,6 +32,10 @@ class GaussianEncoder(nn.Module):
         Encode ``log(1 + x)`` rather than the counts.
     n_features, factors
         Continuous covariate features and categorical covariates that the encoder sees.
+    others
+        Numbers of features of other modalities whose counts the encoder sees too.
+    divide
+        Divide the counts of each modality of a cell by one plus their mean first.
     """
 
     def __init__(
@@ -43,17 +47,22 @@ class GaussianEncoder(nn.Module):
         log1p: bool = True,
         n_features: int = 0,
         factors: Sequence[Factor] = (),
+        others: Sequence[int] = (),
+        divide: bool = False,
     ) -> None:
         super().__init__()
-        self.mlp = Mlp(n_genes, config, n_features, factors)
+        self.mlp = Mlp(n_genes, config, n_features, factors, others)
         self.loc = nn.Linear(config.n_hidden, n_out or 1)
         self.log_variance = nn.Linear(config.n_hidden, n_out or 1)
         self.log1p = log1p
+        self.divide = divide
         self.event_dims = 0 if n_out is None else 1
 
-    def forward(self, counts: CountBlock, features: Tensor | None, design: Design) -> Gaussian:
+    def forward(self, counts: CountBlock, features: Tensor | None, design: Design, *others: CountBlock) -> Gaussian:
         """Return the posterior, ``(cells, n_out)``, or ``(cells,)`` for a single number per cell."""
-        h = self.mlp.from_counts(counts, features, design, self.log1p)
+        blocks = (counts, *others)
+        divisors = [1.0 + block.totals() / block.n_features if self.divide else None for block in blocks]
+        h = self.mlp.from_counts(blocks, features, design, self.log1p, divisors)
         loc, log_variance = self.loc(h), self.log_variance(h)
         scale = ops.standard_deviation(log_variance, _MIN_VARIANCE, _MAX_LOG_VARIANCE)
         if self.event_dims == 0:

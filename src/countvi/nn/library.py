@@ -20,7 +20,7 @@ _MIN_LIBRARY_SCALE = 0.05
 class ObservedLibrary(nn.Module):
     """The library size of a cell is its total count. An empty cell has log-library minus infinity and rate zero."""
 
-    def guide(self, counts: CountBlock, features: Tensor | None, design: Design) -> Latent:
+    def guide(self, counts: CountBlock, features: Tensor | None, design: Design, *others: CountBlock) -> Latent:
         """Return the log total of each cell, shape ``(cells,)``."""
         return Given(counts.totals().log())
 
@@ -32,7 +32,7 @@ class ObservedLibrary(nn.Module):
 class SizeFactorLibrary(nn.Module):
     """The library size of a cell is the size factor that the user gave."""
 
-    def guide(self, counts: CountBlock, features: Tensor | None, design: Design) -> Latent:
+    def guide(self, counts: CountBlock, features: Tensor | None, design: Design, *others: CountBlock) -> Latent:
         """Return the log size factor of each cell, shape ``(cells,)``."""
         assert design.size_factor is not None, "a model with size factors got a design without"
         return Given(design.size_factor.log())
@@ -67,9 +67,9 @@ class LogNormalLibrary(ByLevel):
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
 
-    def guide(self, counts: CountBlock, features: Tensor | None, design: Design) -> Latent:
-        """Return the posterior of the log library size, ``(cells,)``."""
-        return self.encode(counts, features, design)
+    def guide(self, counts: CountBlock, features: Tensor | None, design: Design, *others: CountBlock) -> Latent:
+        """Return the posterior of the log library size, ``(cells,)``; the encoder may see other modalities too."""
+        return self.encode(counts, features, design, *others)
 
     def prior(self, design: Design) -> Latent:
         """Return the prior of the log library size, ``(cells,)``."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 from countvi import ops
 from countvi.batch import CountBlock, Design, Factor
 from countvi.nn.levels import ByLevel
+from countvi.typing import Cells
 
 
 class LevelTable(ByLevel):
@@ -64,12 +65,22 @@ class Linear(nn.Module):
         Number of continuous covariate features.
     factors
         Categorical covariates.
+    others
+        Sizes of further inputs: counts of other modalities.
     """
 
-    def __init__(self, n_in: int, n_out: int, n_features: int = 0, factors: Sequence[Factor] = ()) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        n_features: int = 0,
+        factors: Sequence[Factor] = (),
+        others: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         # Stored by input: a gene's weights lie together, which is how sparse counts read them.
         self.weight = nn.Parameter(torch.empty(n_in, n_out).t())
+        self.others = nn.ParameterList(nn.Parameter(torch.empty(n, n_out).t()) for n in others)
         self.bias = nn.Parameter(torch.empty(n_out))
         self.features = nn.Parameter(torch.empty(n_out, n_features)) if n_features else None
         levels = LevelTable(factors, n_out)
@@ -78,7 +89,7 @@ class Linear(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw uniformly within one over the root of the number of inputs, covariates included."""
-        n_inputs = self.weight.shape[1]
+        n_inputs = self.weight.shape[1] + sum(other.shape[1] for other in self.others)
         n_inputs += self.features.shape[1] if self.features is not None else 0
         n_inputs += self.levels.weight.shape[0] if self.levels is not None else 0
         bound = 1.0 / math.sqrt(max(n_inputs, 1))
@@ -91,9 +102,33 @@ class Linear(nn.Module):
         """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_out)``."""
         return self.add_covariates(functional.linear(x, self.weight, self.bias), features, design)
 
-    def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
-        """Map sparse counts (their log1p if asked) to ``(cells, n_out)``."""
-        return self.add_covariates(ops.sparse_linear(counts, self.weight, self.bias, log1p), features, design)
+    def from_counts(
+        self,
+        counts: CountBlock | Sequence[CountBlock],
+        features: Tensor | None,
+        design: Design,
+        log1p: bool,
+        divisors: Sequence[Cells | None] = (None,),
+    ) -> Tensor:
+        """Map sparse counts to ``(cells, n_out)``.
+
+        Parameters
+        ----------
+        counts
+            Of one modality, or of each.
+        features, design
+            Covariates.
+        log1p
+            Take log(1 + x) of them.
+        divisors
+            What those of each modality are divided by before that, ``(cells,)`` or ``None``.
+        """
+        counts = [counts] if isinstance(counts, CountBlock) else counts
+        first, *others = zip(counts, divisors, strict=True)
+        out = ops.sparse_linear(first[0], self.weight, self.bias, log1p, first[1])
+        for (block, divisor), weight in zip(others, self.others, strict=True):
+            out = out + ops.sparse_linear(block, weight, None, log1p, divisor)
+        return self.add_covariates(out, features, design)
 
     def add_covariates(self, out: Tensor, features: Tensor | None, design: Design) -> Tensor:
         """Add what the covariates contribute."""
@@ -122,6 +157,81 @@ class Head(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(*samples, cells, n_hidden)`` to ``(*samples, cells, n_genes)``."""
         return ops.linear(input, self.weight, self.bias)
+
+
+class LevelHead(nn.Module):
+    """A :class:`Head` whose input ends in the one-hot levels of covariates.
+
+    Parameters
+    ----------
+    n_in, n_genes
+        Sizes of the input without the levels, and of the output.
+    factors
+        The covariates.
+    """
+
+    def __init__(self, n_in: int, n_genes: int, factors: Sequence[Factor]) -> None:
+        super().__init__()
+        self.levels = LevelTable(factors, n_genes)
+        # One matrix by input, of which the levels have the last rows: it is put together for every use.
+        self.inputs = nn.Parameter(torch.empty(n_in, n_genes))
+        self.bias = nn.Parameter(torch.empty(n_genes))
+        bound = 1.0 / math.sqrt(n_in + self.levels.weight.shape[0])
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.uniform_(-bound, bound)
+
+    @property
+    def weight(self) -> Tensor:
+        """The linear map, shape ``(genes, n_in + levels)``."""
+        return torch.cat([self.inputs, self.levels.weight]).t()
+
+    @property
+    def out_features(self) -> int:
+        """Number of genes."""
+        return self.bias.shape[0]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(*samples, cells, n_in + levels)`` to ``(*samples, cells, n_genes)``."""
+        return ops.linear(input, self.weight, self.bias)
+
+
+def head(n_in: int, n_genes: int, factors: Sequence[Factor] = ()) -> Head | LevelHead:
+    """Return a last layer whose input ends in the one-hot levels of covariates, if there are any."""
+    informative = any(factor.n_levels > 1 for factor in factors)
+    return LevelHead(n_in, n_genes, factors) if informative else Head(n_in, n_genes)
+
+
+class Appended(nn.Module):
+    """Cell state and covariates side by side, which the last layers of a decoder see beside the hidden units.
+
+    Parameters
+    ----------
+    factors
+        Categorical covariates, as one-hot columns at the end; one with a single level gets none.
+    """
+
+    offsets: Tensor
+    columns: Tensor
+
+    def __init__(self, factors: Sequence[Factor]) -> None:
+        super().__init__()
+        factors = [factor for factor in factors if factor.n_levels > 1]
+        self.n_levels = sum(factor.n_levels for factor in factors)
+        starts = [sum(factor.n_levels for factor in factors[:i]) for i in range(len(factors))]
+        self.register_buffer("offsets", torch.tensor(starts, dtype=torch.int64), persistent=False)
+        columns = torch.tensor([factor.column for factor in factors], dtype=torch.int64)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def forward(self, state: Tensor, features: Tensor | None, design: Design) -> Tensor:
+        """Return ``(*samples, cells, state + features + levels)`` from a state ``(*samples, cells, state)``."""
+        parts = [] if features is None else [features]
+        if self.n_levels:
+            at = design.codes.index_select(1, self.columns) + self.offsets
+            parts.append(state.new_zeros(at.shape[0], self.n_levels).scatter_(1, at, 1.0))
+        if not parts:
+            return state
+        return torch.cat([state, *(part.expand(*state.shape[:-1], part.shape[-1]) for part in parts)], dim=-1)
 
 
 class CovariateFeatures(ByLevel):

@@ -13,6 +13,7 @@ from torch.nn import functional
 from countvi import ops
 from countvi.batch import CountBlock, Design, Factor
 from countvi.nn.linear import Linear
+from countvi.typing import Cells
 
 # Running statistics forget with 1 / momentum steps; see BatchNorm.
 _MOMENTUM = 0.05
@@ -91,10 +92,21 @@ class MlpConfig:
 
 
 class Block(nn.Module):
-    """Linear map, normalisation, rectifier, dropout: one layer."""
+    """Linear map, normalisation, rectifier, dropout: one layer.
 
-    def __init__(self, linear: Linear, config: MlpConfig) -> None:
+    Parameters
+    ----------
+    linear
+        The map.
+    config
+        What follows it.
+    n_groups
+        In how many groups of neighbours units are layer-normalised.
+    """
+
+    def __init__(self, linear: Linear, config: MlpConfig, n_groups: int = 1) -> None:
         super().__init__()
+        self.n_groups = n_groups
         self.linear = linear
         self.batch_norm = BatchNorm(config.n_hidden) if config.batch_norm else None
         self.layer_norm = config.layer_norm
@@ -104,18 +116,29 @@ class Block(nn.Module):
         """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_hidden)``."""
         return self.activate(self.linear(functional.dropout(x, self.drop_input, self.training), features, design))
 
-    def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
-        """Map sparse counts to ``(cells, n_hidden)``."""
+    def from_counts(
+        self,
+        counts: CountBlock | Sequence[CountBlock],
+        features: Tensor | None,
+        design: Design,
+        log1p: bool,
+        divisors: Sequence[Cells | None] = (None,),
+    ) -> Tensor:
+        """Map sparse counts to ``(cells, n_hidden)``; see :meth:`countvi.nn.linear.Linear.from_counts`."""
         if self.drop_input and self.training:
             # What is zero stays zero, dropped or not.
-            counts = counts.map(torch.log1p) if log1p else counts
-            counts, log1p = counts.map(lambda x: functional.dropout(x, self.drop_input)), False
-        return self.activate(self.linear.from_counts(counts, features, design, log1p))
+            pairs = zip([counts] if isinstance(counts, CountBlock) else counts, divisors, strict=True)
+            counts = [block if divisor is None else block.divide_rows(divisor) for block, divisor in pairs]
+            counts = [block.map(torch.log1p) if log1p else block for block in counts]
+            counts = [block.map(lambda x: functional.dropout(x, self.drop_input)) for block in counts]
+            log1p, divisors = False, [None] * len(counts)
+        return self.activate(self.linear.from_counts(counts, features, design, log1p, divisors))
 
     def slopes(
         self, x: Tensor, slopes: Tensor | None, features: Tensor | None, design: Design
     ) -> tuple[Tensor, Tensor]:
         """Return the units in evaluation mode, and their slopes from those of the input; see :meth:`Mlp.slopes`."""
+        assert self.n_groups == 1, "slopes are those of one network"
         h, weight = self.linear(x, features, design), self.linear.weight.T
         slopes = weight.unsqueeze(1).expand(-1, len(x), -1) if slopes is None else slopes @ weight
         if self.batch_norm is not None:
@@ -138,7 +161,8 @@ class Block(nn.Module):
                 return self.batch_norm.rectified(h, dropout)
             h = self.batch_norm(h)
         if self.layer_norm:
-            h = functional.layer_norm(h, h.shape[-1:], eps=_LAYER_NORM_EPS)
+            groups = h.unflatten(-1, (self.n_groups, -1))
+            h = functional.layer_norm(groups, groups.shape[-1:], eps=_LAYER_NORM_EPS).flatten(-2)
         return ops.rectify(h, dropout)
 
 
@@ -155,11 +179,20 @@ class Mlp(nn.Module):
         Continuous covariate features; they enter the first layer.
     factors
         Categorical covariates; they enter the first layer, and all others with ``config.inject_all``.
+    others
+        Sizes of further inputs of the first layer: counts of other modalities.
     """
 
-    def __init__(self, n_in: int, config: MlpConfig, n_features: int = 0, factors: Sequence[Factor] = ()) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        config: MlpConfig,
+        n_features: int = 0,
+        factors: Sequence[Factor] = (),
+        others: Sequence[int] = (),
+    ) -> None:
         super().__init__()
-        first = Linear(n_in, config.n_hidden, n_features, factors)
+        first = Linear(n_in, config.n_hidden, n_features, factors, others)
         deep = factors if config.inject_all else ()
         rest = [Linear(config.n_hidden, config.n_hidden, 0, deep) for _ in range(config.n_layers - 1)]
         self.layers = nn.ModuleList(Block(linear, config) for linear in (first, *rest))
@@ -173,10 +206,17 @@ class Mlp(nn.Module):
             x = block(x, features, design)
         return x
 
-    def from_counts(self, counts: CountBlock, features: Tensor | None, design: Design, log1p: bool) -> Tensor:
-        """Map sparse counts to ``(cells, n_hidden)``."""
+    def from_counts(
+        self,
+        counts: CountBlock | Sequence[CountBlock],
+        features: Tensor | None,
+        design: Design,
+        log1p: bool,
+        divisors: Sequence[Cells | None] = (None,),
+    ) -> Tensor:
+        """Map sparse counts to ``(cells, n_hidden)``; see :meth:`countvi.nn.linear.Linear.from_counts`."""
         first, *rest = self._blocks()
-        h = first.from_counts(counts, features, design, log1p)
+        h = first.from_counts(counts, features, design, log1p, divisors)
         for block in rest:
             h = block(h, features, design)
         return h

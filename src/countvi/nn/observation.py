@@ -5,6 +5,7 @@ Each builds only the parameters that its likelihood uses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from countvi.likelihoods import (
     ZeroInflatedNegativeBinomial,
 )
 from countvi.nn.levels import ByLevel
-from countvi.nn.linear import Head
+from countvi.nn.linear import Head, head
 from countvi.ops import Link
 from countvi.typing import Cells
 
@@ -57,11 +58,11 @@ class PerGeneLevel(ByLevel):
 
 
 class PerGeneCell(nn.Module):
-    """A dispersion per gene and cell, decoded."""
+    """A dispersion per gene and cell, decoded; hidden units may end in the one-hot levels of covariates."""
 
-    def __init__(self, n_hidden: int, n_genes: int) -> None:
+    def __init__(self, n_hidden: int, n_genes: int, factors: Sequence[Factor] = ()) -> None:
         super().__init__()
-        self.head = Head(n_hidden, n_genes)
+        self.head = head(n_hidden, n_genes, factors)
 
     def forward(self, hidden: Tensor, design: Design) -> Tensor:
         """Return the log-dispersion, shape ``(*samples, cells, genes)``."""
@@ -85,12 +86,15 @@ class ObserveNegativeBinomial(nn.Module):
 
 
 class ObserveZeroInflated(nn.Module):
-    """Counts are negative binomial, or zero with a decoded dropout probability pi."""
+    """Counts are negative binomial, or zero with a decoded dropout probability pi.
 
-    def __init__(self, log_theta: Dispersion, n_hidden: int, n_genes: int) -> None:
+    Hidden units may end in the one-hot levels of covariates.
+    """
+
+    def __init__(self, log_theta: Dispersion, n_hidden: int, n_genes: int, factors: Sequence[Factor] = ()) -> None:
         super().__init__()
         self.log_theta = log_theta
-        self.pi_logits = Head(n_hidden, n_genes)
+        self.pi_logits = head(n_hidden, n_genes, factors)
 
     def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
         """Return the distribution of the counts."""

@@ -21,7 +21,8 @@ from countvi.query.latent import latent_moments, latent_states
 from countvi.query.neighbors import Located, vote
 from countvi.query.outliers import inliers
 from countvi.query.populations import Drawing
-from countvi.query.predictive import library_size, likelihood_parameters, posterior_predictive
+from countvi.query.predictive import joint_predictive, library_size, likelihood_parameters, posterior_predictive
+from countvi.query.protein import background_mean, foreground_probability, protein_expression
 from countvi.query.raw import CountSums, sum_counts
 from countvi.query.replicates import Replicates
 from countvi.query.spots import abundances, type_counts, type_expression, type_states
@@ -49,6 +50,7 @@ __all__ = [
     "Writable",
     "abundances",
     "ambient_fraction",
+    "background_mean",
     "background_profile",
     "compare",
     "decontaminated_counts",
@@ -57,7 +59,9 @@ __all__ = [
     "evaluation",
     "expected_fdr",
     "feature_correlation",
+    "foreground_probability",
     "inliers",
+    "joint_predictive",
     "latent_moments",
     "latent_states",
     "library_size",
@@ -69,6 +73,7 @@ __all__ = [
     "normalized_expression",
     "posterior_predictive",
     "predictive_check",
+    "protein_expression",
     "reconstruction",
     "sampled_expression",
     "subclusters",

@@ -39,6 +39,7 @@ class Stream(IntEnum):
     POPULATION = 13
     IMPORTANCE = 14
     CRITICISM = 15
+    PROTEIN_MIXING = 40
 
 
 def generator(seed: int, stream: Stream, device: torch.device | str = "cpu", *parts: int) -> torch.Generator:

@@ -54,11 +54,13 @@ class Importance:
 def log_importance(model: CountModel, q: Any, p: Any, latents: Any, batch: Batch) -> Tensor:
     r"""Log of :math:`p(x \mid u)\, p(u) / q(u \mid x)` at draws, shape ``(samples, cells)``, float64, on the CPU."""
     total: Tensor | None = None
-    for name, likelihood in model.generate(latents, batch.design).items():
+    likelihoods = model.generate(latents, batch.design)
+    for name, likelihood in likelihoods.items():
         term = wide(likelihood.log_prob(batch.counts[name]))
         total = term if total is None else total + term
     assert total is not None, "a model without likelihoods"
-    for posterior, prior, value in zip(q, p, latents, strict=True):
+    drawn = [*zip(q, p, latents, strict=True), *model.conditional(likelihoods, batch.design).values()]
+    for posterior, prior, value in drawn:
         if not isinstance(posterior, Given):
             total = total + wide(prior.log_prob(value) - posterior.log_prob(value))
     return total

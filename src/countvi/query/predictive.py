@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from countvi import seeding
 from countvi.batch import RNA, Batch, CountBlock
-from countvi.likelihoods import CountLikelihood, Normal
+from countvi.likelihoods import Normal
 from countvi.models._base import CountModel
 from countvi.nn.latent import Given
 from countvi.query.cells import Cells, Sink, evaluation, map_cells
@@ -62,24 +63,59 @@ def posterior_predictive(
         For each sample a sparse array of integer-valued floats, shape ``(cells, genes)``. With the normal likelihood,
         whose draws are not counts and never zero, a dense ndarray.
     """
-    columns = None if genes is None else torch.as_tensor(np.asarray(genes), dtype=torch.int64, device=cells.device)
+    drawn = joint_predictive(
+        model, cells, {modality: genes}, counterfactual=counterfactual, n_samples=n_samples, seed=seed
+    )
+    return drawn[modality]
+
+
+def joint_predictive(
+    model: CountModel,
+    cells: Cells,
+    features: Mapping[str, np.ndarray | None],
+    *,
+    counterfactual: Counterfactual = None,
+    n_samples: int = 1,
+    seed: int = seeding.DEFAULT_SEED,
+) -> dict[str, list[Any]]:
+    """Draw new counts of several modalities for each cell, from the same draws of the latent variables.
+
+    Parameters
+    ----------
+    features
+        Columns to return of each modality that is drawn; ``None`` for all.
+    model, cells, counterfactual, n_samples, seed
+        As in :func:`posterior_predictive`.
+
+    Returns
+    -------
+    dict
+        By modality, as :func:`posterior_predictive` returns them.
+    """
+    columns = {
+        name: None if wanted is None else torch.as_tensor(np.asarray(wanted), dtype=torch.int64, device=cells.device)
+        for name, wanted in features.items()
+    }
     source = generator(seed, Stream.PREDICTIVE, cells.device)
-    blocks: list[list[Any]] = [[] for _ in range(n_samples)]
-    dense = False
+    blocks: dict[str, list[list[Any]]] = {name: [[] for _ in range(n_samples)] for name in features}
+    dense: set[str] = set()
     with evaluation(model):
         for _, batch in cells:
             q = model.guide(batch)
             design = under(batch.design, counterfactual)
             for run in passes(n_samples, batch.n_cells, cells.chunk):
-                likelihood = model.generate(draw(model, q, source, run.stop - run.start), design)[modality]
-                counts = likelihood.sample(generator=source)
-                counts = counts if columns is None else counts.index_select(-1, columns)
-                dense = isinstance(likelihood, Normal)
-                for sample, drawn in zip(range(run.start, run.stop), counts, strict=True):
-                    blocks[sample].append(drawn.cpu().numpy() if dense else _to_csr(drawn))
-    if dense:
-        return [np.concatenate(parts) for parts in blocks]
-    return [sp.csr_array(sp.vstack(parts, format="csr")) for parts in blocks]
+                likelihoods = model.generate(draw(model, q, source, run.stop - run.start), design)
+                for name, wanted in columns.items():
+                    counts = likelihoods[name].sample(generator=source)
+                    counts = counts if wanted is None else counts.index_select(-1, wanted)
+                    if isinstance(likelihoods[name], Normal):
+                        dense.add(name)
+                    for sample, drawn in zip(range(run.start, run.stop), counts, strict=True):
+                        blocks[name][sample].append(drawn.cpu().numpy() if name in dense else _to_csr(drawn))
+    return {
+        name: [np.concatenate(p) if name in dense else sp.csr_array(sp.vstack(p, format="csr")) for p in parts]
+        for name, parts in blocks.items()
+    }
 
 
 def likelihood_parameters(
@@ -114,7 +150,8 @@ def likelihood_parameters(
         Float32 arrays of shape ``(cells, genes)``, or ``(samples, cells, genes)`` if more than one sample is drawn
         and not averaged. ``"mean"``: expected counts (before dropout). ``"dispersions"``: inverse dispersion theta,
         where counts are negative binomial. ``"dropout"``: probability of dropout, with zero inflation.
-        ``"standard_deviation"``: of the normal likelihood.
+        ``"standard_deviation"``: of the normal likelihood. Of proteins also ``"background_mean"``,
+        ``"foreground_mean"`` and ``"background_probability"``.
     """
     source = generator(seed, Stream.PARAMETERS, cells.device)
     averaged = give_mean or n_samples == 1
@@ -132,7 +169,7 @@ def likelihood_parameters(
             means: dict[str, RunningMean] = {}
             for run in passes(n_samples, batch.n_cells, cells.chunk):
                 latents = draw(model, q, source, run.stop - run.start)
-                for name, value in _parameters(model.generate(latents, batch.design)[modality]).items():
+                for name, value in model.generate(latents, batch.design)[modality].parameters().items():
                     if averaged:
                         means.setdefault(name, RunningMean()).add(value)
                     else:
@@ -180,15 +217,3 @@ def _to_csr(counts: Tensor) -> sp.csr_array:
     block = CountBlock.from_dense(counts)
     parts = (block.values.cpu().numpy(), block.columns.cpu().numpy(), block.offsets.cpu().numpy())
     return sp.csr_array(parts, shape=tuple(counts.shape))
-
-
-def _parameters(likelihood: CountLikelihood) -> dict[str, Tensor]:
-    mean = likelihood.rate.mean
-    values = {"mean": mean}
-    if likelihood.theta is not None:
-        values["dispersions"] = likelihood.theta.expand_as(mean)
-    if likelihood.dropout_probability is not None:
-        values["dropout"] = likelihood.dropout_probability.expand_as(mean)
-    if isinstance(likelihood, Normal):
-        values["standard_deviation"] = likelihood.log_scale.exp().expand_as(mean)
-    return values

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,11 +126,8 @@ def _quantities(model: CountModel, batch: Batch, generator: torch.Generator) -> 
     for letter, value in zip(latents._fields, latents, strict=True):
         yield _of_cells(letter, value)
     for modality, likelihood in model.generate(latents, batch.design).items():
-        yield _Quantity("the decoder's output (logits of rho)", ("cell", "gene"), likelihood.rate.logits, modality)
-        parameters: list[tuple[str, Any]] = [("theta", likelihood.theta), ("pi", likelihood.dropout_probability)]
-        for letter, value in parameters:
-            if value is not None:
-                yield _Quantity(letter, ("cell", "gene")[-value.dim() :], value, modality)
+        for name, value in likelihood.decoded().items():
+            yield _Quantity(name, ("cell", "gene")[-value.dim() :], value, modality)
         log_prob = likelihood.log_prob(batch.counts[modality])
         yield _Quantity("the log-likelihood", ("cell",), log_prob, modality, likelihood)
 

@@ -1,0 +1,257 @@
+"""``setup_anndata`` and ``setup_mudata`` of models of RNA and protein."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from countvi.batch import PROTEIN, RNA
+from countvi.data.columns import read_column
+from countvi.data.container import as_mudata, checked, part_text, rows_of
+from countvi.data.dataset import bind
+from countvi.data.features import GENES, PROTEINS, feature_names, feature_type_of
+from countvi.data.measured import unmeasured_by_level
+from countvi.data.registry import BATCH_COLUMN, Gaps, Modality, Registry
+from countvi.data.setup import read_covariates
+from countvi.data.source import matrix_at
+from countvi.errors import DataError, OptionError, UnknownNameError, did_you_mean, shorten
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from countvi.data.container import Container
+
+_LAYERS = ("rna_layer", "protein_layer")
+_KEYS = ("batch_key", "panel_key", "labels_key", "size_factor_key")
+_KEY_LISTS = ("categorical_covariate_keys", "continuous_covariate_keys")
+
+
+@dataclass(frozen=True)
+class ProteinKeys:
+    """Columns of ``obs`` that a model of RNA and protein reads; the fields are the arguments of ``setup_anndata``."""
+
+    batch_key: str | None = None
+    panel_key: str | None = None
+    labels_key: str | None = None
+    size_factor_key: str | None = None
+    categorical_covariate_keys: Any = None
+    continuous_covariate_keys: Any = None
+
+
+def setup_proteins(
+    adata: AnnData,
+    keys: ProteinKeys,
+    *,
+    protein_expression_obsm_key: str,
+    protein_names_uns_key: str | None = None,
+    protein_mask_obsm_key: str | None = None,
+    layer: str | None = None,
+) -> Registry:
+    """Record which parts of an AnnData with proteins in ``obsm`` a model shall use.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, with proteins in ``obsm``; it is only read.
+    keys
+        Columns of ``adata.obs``.
+    protein_expression_obsm_key
+        Entry of ``adata.obsm`` with protein counts: data frame, array or sparse matrix. NaN was not measured.
+    protein_names_uns_key
+        Entry of ``adata.uns`` with the names of the proteins; by default the columns of the data frame, or numbers.
+    protein_mask_obsm_key
+        Entry of ``adata.obsm`` that is true where a protein was measured.
+    layer
+        Layer with the RNA counts; ``None`` for ``adata.X``.
+
+    Returns
+    -------
+    Registry
+        What was chosen, with the categories found. Without NaN and without a mask, a protein that has counts, but none
+        in a panel (a batch, if there are no panels), counts as not measured there.
+
+    Raises
+    ------
+    UnknownNameError
+        If a layer, an entry or a column does not exist.
+    DataError
+        If the AnnData is empty, names features twice, or a column cannot be used as what it was given for.
+    """
+    checked(adata)
+    location = "X" if layer is None else f"layers/{layer}"
+    matrix_at(adata, location)
+    names = _protein_names(adata, protein_expression_obsm_key, protein_names_uns_key)
+    modalities = (
+        Modality(RNA, location, tuple(map(str, adata.var_names)), None, GENES),
+        Modality(PROTEIN, f"obsm/{protein_expression_obsm_key}", names, None, PROTEINS, protein_names_uns_key),
+    )
+    arguments = {
+        "protein_expression_obsm_key": protein_expression_obsm_key,
+        "protein_names_uns_key": protein_names_uns_key,
+        "protein_mask_obsm_key": protein_mask_obsm_key,
+        "layer": layer,
+    }
+    mask = None if protein_mask_obsm_key is None else f"obsm/{protein_mask_obsm_key}"
+    return _registry(adata, "setup_anndata", arguments, keys, modalities, mask)
+
+
+def setup_proteins_mudata(
+    mdata: MuData,
+    keys: ProteinKeys,
+    *,
+    rna_layer: str | None = None,
+    protein_layer: str | None = None,
+    protein_mask_layer: str | None = None,
+    modalities: Mapping[str, str | None] | None = None,
+) -> Registry:
+    """Record which parts of a MuData with RNA and protein a model shall use; as :func:`setup_proteins`.
+
+    Parameters
+    ----------
+    mdata
+        Modalities that share cells; it is only read. Every cell has RNA; one without proteins was not measured there.
+    keys
+        Columns of ``obs``, looked for in ``mdata.obs`` first, then in the modalities'.
+    rna_layer, protein_layer
+        Layers with the counts; ``None`` for ``X``.
+    protein_mask_layer
+        Layer of the proteins that is true where a protein was measured.
+    modalities
+        Which modality each argument is about: ``{"rna_layer": "rna", "protein_layer": "protein"}``, and for columns of
+        a modality's ``obs``, ``{"batch_key": "rna"}``. By default RNA and protein are told by their features and names.
+    """
+    mdata = as_mudata(mdata)
+    chosen = _chosen(mdata, dict(modalities or {}))
+    found = []
+    for name, layer, kind in ((RNA, rna_layer, GENES), (PROTEIN, protein_layer, PROTEINS)):
+        part = chosen[f"{name}_layer"]
+        assert part is not None
+        adata = checked(mdata.mod[part], part_text(part))
+        location = "X" if layer is None else f"layers/{layer}"
+        matrix_at(adata, location, part_text(part))
+        found.append(Modality(name, location, tuple(map(str, adata.var_names)), part, kind))
+    rows = rows_of(mdata, found[0].part)
+    if rows is not None and (rows < 0).any():
+        message = (
+            f"{int((rows < 0).sum()):,} cells of the MuData have no RNA ({part_text(found[0].part)}); this model "
+            "needs RNA in every cell, and can do without proteins. Leave these cells out."
+        )
+        raise DataError(message)
+    keys = _of_modalities(mdata, keys, chosen)
+    arguments = {
+        "rna_layer": rna_layer,
+        "protein_layer": protein_layer,
+        "protein_mask_layer": protein_mask_layer,
+        "modalities": chosen,
+    }
+    mask = None if protein_mask_layer is None else f"layers/{protein_mask_layer}"
+    return _registry(mdata, "setup_mudata", arguments, keys, tuple(found), mask)
+
+
+def _registry(
+    data: Container,
+    method: str,
+    arguments: Mapping[str, Any],
+    keys: ProteinKeys,
+    modalities: tuple[Modality, ...],
+    mask: str | None,
+) -> Registry:
+    """Read the columns, and which proteins were not measured where."""
+    columns, continuous = read_covariates(data, dataclasses.asdict(keys))
+    panel = BATCH_COLUMN
+    if keys.panel_key is not None:
+        columns = (*columns, read_column(data, "panel", keys.panel_key, "panel_key"))
+        panel = len(columns) - 1
+    registry = Registry(
+        method=method,
+        setup_args={**arguments, **dataclasses.asdict(keys)},
+        modalities=(modalities[0], dataclasses.replace(modalities[1], gaps=Gaps(panel, mask))),
+        columns=columns,
+        continuous_keys=continuous,
+        size_factor_key=keys.size_factor_key,
+    )
+    dataset = bind(data, registry)
+    present = dataset.present.get(PROTEIN)
+    told = mask is not None or (PROTEIN in dataset.patterns and (present is None or _has_gaps(dataset, present)))
+    if told:
+        return registry
+    levels = dataset.codes[:, panel].numpy()
+    unmeasured = unmeasured_by_level(dataset.sources[PROTEIN], levels, len(columns[panel].categories))
+    return with_unmeasured(registry, unmeasured)
+
+
+def with_unmeasured(registry: Registry, unmeasured: tuple[tuple[int, ...], ...]) -> Registry:
+    """Return a registry with other proteins that count as not measured, by level of the panel."""
+    rna, protein = registry.modalities
+    assert protein.gaps is not None
+    gaps = dataclasses.replace(protein.gaps, unmeasured=unmeasured)
+    return dataclasses.replace(registry, modalities=(rna, dataclasses.replace(protein, gaps=gaps)))
+
+
+def _has_gaps(dataset: Any, present: Any) -> bool:
+    """Whether some cell that has proteins lacks some of them."""
+    patterns = dataset.patterns[PROTEIN]
+    return not bool(patterns.table[patterns.code[present]].all())
+
+
+def _protein_names(adata: AnnData, key: str, names_key: str | None) -> tuple[str, ...]:
+    if key not in adata.obsm:
+        known = list(adata.obsm)
+        message = (
+            f"protein_expression_obsm_key: adata.obsm has no {key!r}; it has {shorten(known)}."
+            f"{did_you_mean(key, known)}"
+        )
+        raise UnknownNameError(message)
+    names = tuple(feature_names(adata, f"obsm/{key}", names_key))
+    if not names:
+        message = f"adata.obsm[{key!r}] has no columns; at least one protein is needed."
+        raise DataError(message)
+    return names
+
+
+def _chosen(mdata: MuData, asked: dict[str, str | None]) -> dict[str, str | None]:
+    """Which modality each argument is about."""
+    known = (*_LAYERS, "protein_mask_layer", *_KEYS, *_KEY_LISTS)
+    for argument, part in asked.items():
+        if argument not in known:
+            message = f"modalities has no argument {argument!r}; it takes {shorten(known, limit=len(known))}."
+            raise OptionError(message + did_you_mean(argument, known))
+        if part is not None and part not in mdata.mod:
+            parts = list(mdata.mod)
+            message = (
+                f"modalities[{argument!r}]: the MuData has no modality {part!r}; it has {shorten(parts)}."
+                f"{did_you_mean(part, parts)}"
+            )
+            raise UnknownNameError(message)
+    for argument, kind, words in (("rna_layer", GENES, "RNA"), ("protein_layer", PROTEINS, "protein")):
+        if asked.get(argument) is None:
+            of_kind = [part for part, adata in mdata.mod.items() if feature_type_of(adata, part) == kind]
+            if len(of_kind) != 1:
+                message = (
+                    f"{len(of_kind)} modalities of the MuData look like {words}; it has {shorten(list(mdata.mod))}. "
+                    f"Say which one it is: modalities={{{argument!r}: ...}}."
+                )
+                raise OptionError(message)
+            asked[argument] = of_kind[0]
+    if asked["rna_layer"] == asked["protein_layer"]:
+        message = f"modalities names {asked['rna_layer']!r} as RNA and as protein; they are two modalities."
+        raise OptionError(message)
+    return asked
+
+
+def _of_modalities(mdata: MuData, keys: ProteinKeys, chosen: Mapping[str, str | None]) -> ProteinKeys:
+    """Spell columns of one modality's ``obs`` as ``modality:column``."""
+    changed: dict[str, Any] = {}
+    for argument in (*_KEYS, *_KEY_LISTS):
+        part, given = chosen.get(argument), getattr(keys, argument)
+        if part is None or given is None or isinstance(given, str) != (argument in _KEYS):
+            continue
+
+        def spelled(key: str, part: str = part) -> str:
+            return f"{part}:{key}" if key in mdata.mod[part].obs.columns else key
+
+        changed[argument] = spelled(given) if isinstance(given, str) else [spelled(key) for key in given]
+    return dataclasses.replace(keys, **changed)

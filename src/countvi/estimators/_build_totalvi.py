@@ -1,0 +1,281 @@
+"""From the words of a user to the parts of :class:`countvi.TOTALVI`. Strings end here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from countvi.batch import PROTEIN, RNA
+from countvi.data import Dataset, Registry
+from countvi.errors import OptionError, choose
+from countvi.estimators._build import LibraryMoments, observation_of
+from countvi.models.totalvi import N_TRUNKS, ProteinDecoder
+from countvi.models.totalvi import TOTALVI as TOTALVIModel
+from countvi.nn import encoder, library, linear, mlp, observation
+from countvi.nn.protein import (
+    FEWEST_PROTEINS,
+    WITHOUT_COMPONENTS,
+    WITHOUT_DATA,
+    BackgroundPrior,
+    Efficiency,
+    lower_components,
+)
+from countvi.nn.trunks import Trunks
+from countvi.ops import Link
+
+_WHERE = {"encoder": (True, False), "decoder": (False, True), "none": (False, False), "both": (True, True)}
+_LIKELIHOODS = {"nb": "nb", "zinb": "zinb", "negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
+_CHOICES = {
+    "gene_dispersion": ("gene", "gene-batch", "gene-label", "gene-cell"),
+    "protein_dispersion": ("protein", "protein-batch", "protein-label"),
+    "latent_distribution": ("normal", "ln"),
+    "use_batch_norm": tuple(_WHERE),
+    "use_layer_norm": tuple(_WHERE),
+    "activation_function_bg": ("softplus", "exp"),
+}
+_COUNTS = ("n_latent", "n_hidden", "n_layers_encoder", "n_layers_decoder")
+_RATES = ("dropout_rate_encoder", "dropout_rate_decoder")
+_FLAGS = (
+    "override_missing_proteins",
+    "use_observed_lib_size",
+    "encode_covariates",
+    "log_variational",
+    "normalize_encoder_input",
+    "protein_batch_efficiency",
+)
+_SAMPLED_CELLS = 100
+"""Cells of a panel that its background is estimated from."""
+_ENOUGH_PROTEINS = 10
+"""Above this many proteins the background is estimated from the data unless the user says otherwise."""
+
+
+@dataclass(frozen=True)
+class TOTALVIOptions:
+    """The arguments of :class:`countvi.TOTALVI`, checked."""
+
+    n_latent: int = 20
+    gene_dispersion: str = "gene"
+    protein_dispersion: str = "protein"
+    gene_likelihood: str = "nb"
+    latent_distribution: str = "normal"
+    empirical_protein_background_prior: bool | None = None
+    override_missing_proteins: bool = False
+    n_hidden: int = 256
+    n_layers_encoder: int = 2
+    n_layers_decoder: int = 1
+    dropout_rate_encoder: float = 0.2
+    dropout_rate_decoder: float = 0.2
+    use_observed_lib_size: bool = True
+    encode_covariates: bool = True
+    use_batch_norm: str = "both"
+    use_layer_norm: str = "none"
+    log_variational: bool = True
+    normalize_encoder_input: bool = True
+    protein_batch_efficiency: bool = False
+    activation_function_bg: str = "softplus"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gene_likelihood", choose("gene_likelihood", self.gene_likelihood, _LIKELIHOODS))
+        for name, options in _CHOICES.items():
+            choose(name, getattr(self, name), dict.fromkeys(options))
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+                message = f"{name} must be a whole number of at least 1; got {value!r}."
+                raise OptionError(message)
+            object.__setattr__(self, name, int(value))
+        for name in _RATES:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, np.number)) or not 0.0 <= value < 1.0:
+                message = f"{name} must be at least 0 and less than 1; got {value!r}."
+                raise OptionError(message)
+        empirical = self.empirical_protein_background_prior
+        for name in (*_FLAGS, *(() if empirical is None else ("empirical_protein_background_prior",))):
+            value = getattr(self, name)
+            if not isinstance(value, (bool, np.bool_)):
+                message = f"{name} must be True or False; got {value!r}."
+                raise OptionError(message)
+            object.__setattr__(self, name, bool(value))
+
+    def config(self, *, encoder: bool, n_layers: int | None = None) -> mlp.MlpConfig:
+        """Layers of the encoders or of the decoder."""
+        side = 0 if encoder else 1
+        usual = self.n_layers_encoder if encoder else self.n_layers_decoder
+        return mlp.MlpConfig(
+            n_hidden=self.n_hidden,
+            n_layers=usual if n_layers is None else n_layers,
+            dropout=self.dropout_rate_encoder if encoder else self.dropout_rate_decoder,
+            batch_norm=_WHERE[self.use_batch_norm][side],
+            layer_norm=_WHERE[self.use_layer_norm][side],
+        )
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the data say before training.
+
+    Parameters
+    ----------
+    library
+        Prior of the library size; used when it is inferred.
+    loc, scale
+        Prior of the log background to start from, shape ``(panels, proteins)`` each.
+    """
+
+    library: LibraryMoments
+    loc: Tensor
+    scale: Tensor
+
+    @classmethod
+    def unknown(cls, registry: Registry) -> Start:
+        """Without the data: constants, or values to be overwritten by saved ones."""
+        shape = (registry.panel.n_levels, registry.modality(PROTEIN).n_features)
+        loc, scale = (torch.full(shape, value) for value in WITHOUT_DATA)
+        return cls(LibraryMoments.unknown(registry.batch.n_levels), loc, scale)
+
+    @classmethod
+    def of(cls, dataset: Dataset, options: TOTALVIOptions, seed: int) -> Start:
+        """Look at the data, as far as the options ask for it."""
+        registry = dataset.registry
+        start = cls.unknown(registry)
+        moments, loc, scale = start.library, start.loc, start.scale
+        if not options.use_observed_lib_size and registry.size_factor_key is None:
+            totals = torch.from_numpy(dataset.summary(RNA).cell_totals)
+            codes = dataset.codes[:, registry.batch.column]
+            moments = LibraryMoments(*library.library_moments(totals, codes, registry.batch.n_levels))
+        empirical = options.empirical_protein_background_prior
+        if empirical is None:
+            empirical = registry.modality(PROTEIN).n_features > _ENOUGH_PROTEINS
+        if empirical:
+            loc, scale = empirical_background(dataset, seed)
+        return cls(moments, loc, scale)
+
+
+def empirical_background(dataset: Dataset, seed: int) -> tuple[Tensor, Tensor]:
+    """Estimate the log background of each panel from the lower of two components of the proteins of each cell.
+
+    Parameters
+    ----------
+    dataset
+        Cells, of which up to 100 per panel are used.
+    seed
+        Of their choice.
+
+    Returns
+    -------
+    loc, scale
+        Mean of the component's means, and root of the summed variances over the number of cells, the same for all
+        proteins of a panel; shape ``(panels, proteins)`` each.
+    """
+    panel, n_proteins = dataset.registry.panel, dataset.registry.modality(PROTEIN).n_features
+    loc, scale = torch.empty(panel.n_levels, n_proteins), torch.empty(panel.n_levels, n_proteins)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SAMPLED_CELLS,)))
+    level = dataset.codes[:, panel.column].numpy()
+    for code in range(panel.n_levels):
+        rows = np.flatnonzero(level == code)
+        rows = np.sort(rng.choice(rows, min(len(rows), _SAMPLED_CELLS), replace=False)) if len(rows) else rows
+        loc[code], scale[code] = _background_of(dataset, rows)
+    return loc, scale
+
+
+def _background_of(dataset: Dataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the log background of some cells, a number each."""
+    nothing = (torch.tensor(WITHOUT_COMPONENTS[0]), torch.tensor(WITHOUT_COMPONENTS[1]))
+    if not len(rows):
+        return nothing
+    batch = dataset.batch(rows)
+    values = batch.counts[PROTEIN].to_dense().log1p()
+    measured = batch.design.measured_entries(PROTEIN)
+    if measured is None:
+        measured = torch.ones_like(values, dtype=torch.bool)
+    means, variances = [], []
+    # Cells of one panel as a rule lack the same proteins, so that all are fitted at once.
+    for pattern in measured.unique(dim=0):
+        if int(pattern.sum()) < FEWEST_PROTEINS:
+            continue
+        cells = (measured == pattern).all(1)
+        mean, deviation = lower_components(values[cells][:, pattern])
+        means.append(mean)
+        variances.append(deviation.square())
+    if not means:
+        return nothing
+    n_cells = sum(len(mean) for mean in means)
+    return torch.cat(means).mean().float(), (torch.cat(variances).sum().sqrt() / n_cells).float()
+
+
+def build_totalvi(options: TOTALVIOptions, registry: Registry, start: Start) -> TOTALVIModel:
+    """Assemble the model of :class:`countvi.TOTALVI`.
+
+    Parameters
+    ----------
+    options
+        What the user asked for.
+    registry
+        Genes, proteins and covariates.
+    start
+        What the data say.
+    """
+    n_genes = registry.modality(RNA).n_features
+    covariates = linear.CovariateFeatures(len(registry.continuous_keys))
+    factors = (registry.batch, *registry.categorical)
+    # The last layers see the trunk, the cell state and the covariates.
+    n_wide = options.n_hidden + options.n_latent + covariates.n_features
+    return TOTALVIModel(
+        n_latent=options.n_latent,
+        covariates=covariates,
+        encode_z=_encoder(options, registry, options.n_latent, options.n_layers_encoder),
+        encode_covariates=options.encode_covariates,
+        library=_library(options, registry, start.library),
+        to_state=encoder.Softmax() if options.latent_distribution == "ln" else nn.Identity(),
+        decode=Trunks(N_TRUNKS, options.n_latent, options.config(encoder=False), covariates.n_features, factors),
+        appended=linear.Appended(factors),
+        rho=linear.head(n_wide, n_genes, factors),
+        link=Link.SOFTMAX if registry.size_factor_key is None else Link.SOFTPLUS,
+        observe=observation_of(options.gene_likelihood, options.gene_dispersion, registry, n_wide, factors),
+        protein=_protein(options, registry, start, n_wide),
+    )
+
+
+def _protein(options: TOTALVIOptions, registry: Registry, start: Start, n_wide: int) -> ProteinDecoder:
+    n_proteins, factors = registry.modality(PROTEIN).n_features, (registry.batch, *registry.categorical)
+    log_phi: observation.Dispersion
+    if options.protein_dispersion == "protein":
+        log_phi = observation.PerGene(n_proteins)
+    else:
+        factor = registry.batch if options.protein_dispersion == "protein-batch" else registry.labels
+        log_phi = observation.PerGeneLevel(n_proteins, factor)
+    with torch.no_grad():
+        log_phi.value.uniform_(0.0, 2.0)
+    return ProteinDecoder(
+        **{name: linear.head(n_wide, n_proteins, factors) for name in ("loc", "scale", "alpha", "pi")},
+        log_phi=log_phi,
+        prior=BackgroundPrior(registry.panel, start.loc, start.scale),
+        exponential=options.activation_function_bg == "exp",
+        efficiency=Efficiency(registry.batch, n_proteins) if options.protein_batch_efficiency else None,
+    )
+
+
+def _encoder(options: TOTALVIOptions, registry: Registry, n_out: int | None, n_layers: int) -> encoder.GaussianEncoder:
+    covariates = options.encode_covariates
+    return encoder.GaussianEncoder(
+        registry.modality(RNA).n_features,
+        n_out,
+        options.config(encoder=True, n_layers=n_layers),
+        log1p=options.log_variational,
+        n_features=len(registry.continuous_keys) if covariates else 0,
+        factors=(registry.batch, *registry.categorical) if covariates else (),
+        others=[registry.modality(PROTEIN).n_features],
+        divide=options.normalize_encoder_input,
+    )
+
+
+def _library(options: TOTALVIOptions, registry: Registry, moments: LibraryMoments) -> library.Library:
+    if registry.size_factor_key is not None:
+        return library.SizeFactorLibrary()
+    if options.use_observed_lib_size:
+        return library.ObservedLibrary()
+    encode = _encoder(options, registry, None, 1)
+    return library.LogNormalLibrary(encode, registry.batch, moments.loc.clone(), moments.scale.clone())
