@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,10 +20,7 @@ from torch import Tensor
 
 from countvi.errors import OptionError, choose
 from countvi.ops import reference
-
-# Reading the kernels from disk takes less; whoever waits longer is told why.
-_PATIENCE = 2.0
-_NOTICE = "countvi: compiling its kernels for this machine. This takes some seconds, once."
+from countvi.ops._notice import noticed
 
 _NAMES = ("auto", "cpu", "reference")
 
@@ -104,12 +99,8 @@ def _kernels() -> ModuleType | None:
     """Return the compiled kernels, or ``None`` without numba. The first call of all compiles them."""
     if importlib.util.find_spec("numba") is None:
         return None
-    notice = threading.Timer(_PATIENCE, lambda: print(_NOTICE, file=sys.stderr, flush=True))
-    notice.daemon = True
-    notice.start()
     try:
-        return importlib.import_module("countvi.ops.cpu")
+        with noticed():
+            return importlib.import_module("countvi.ops.cpu")
     except ImportError:  # a numba that does not fit this Python or numpy
         return None
-    finally:
-        notice.cancel()

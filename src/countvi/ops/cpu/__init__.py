@@ -1,16 +1,15 @@
 """Kernels for CPUs, compiled by numba: float32, value and gradient in one pass."""
 
+import functools
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
+from countvi.ops._notice import noticed
 from countvi.ops.cpu.autograd import negative_binomial, poisson, sparse_linear, zero_inflated_negative_binomial
 from countvi.ops.cpu.product import linear
-from countvi.ops.reference import (
-    mixed_types_negative_binomial,
-    negative_binomial_mixture,
-    rate_shape_negative_binomial,
-)
 
 __all__ = [
     "gamma_poisson",
@@ -25,9 +24,31 @@ __all__ = [
 ]
 
 
+# Only some models need the kernels below, and each takes its time to compile.
+
+
 def gamma_poisson(*arguments: Any) -> Tensor:
     """Log-likelihood per cell."""
-    # Only some models need this kernel, and it takes its time to compile.
-    from countvi.ops.cpu.ambient_autograd import gamma_poisson
+    return _late("ambient_autograd", "gamma_poisson")(*arguments)
 
-    return gamma_poisson(*arguments)
+
+def negative_binomial_mixture(*arguments: Any) -> Tensor:
+    """Log-likelihood per cell."""
+    return _late("mixture_autograd", "negative_binomial_mixture")(*arguments)
+
+
+def rate_shape_negative_binomial(*arguments: Any) -> Tensor:
+    """Log-likelihood per cell."""
+    return _late("rate_shape_autograd", "rate_shape_negative_binomial")(*arguments)
+
+
+def mixed_types_negative_binomial(*arguments: Any) -> Tensor:
+    """Log-likelihood per spot."""
+    return _late("mixed_types_autograd", "mixed_types_negative_binomial")(*arguments)
+
+
+@functools.cache
+def _late(module: str, name: str) -> Callable[..., Tensor]:
+    """Import a kernel, which compiles it."""
+    with noticed():
+        return getattr(importlib.import_module(f"countvi.ops.cpu.{module}"), name)

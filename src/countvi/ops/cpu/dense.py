@@ -82,6 +82,18 @@ def softplus_row(logits, out, log_out):
 
 
 @strict
+def soften(row, out):
+    """Write the softplus of a row to ``out``, and replace the row by the slope, the sigmoid."""
+    apart()
+    for g in range(row.shape[0]):
+        y = row[g]
+        t = exp(-abs(y))
+        positive = ZERO if y < ZERO else y  # unlike max, keeps NaN
+        out[g] = positive + TWO * t / (TWO + t) * (ONE + atanh_excess(t / (TWO + t)))
+        row[g] = (t if y < ZERO else ONE) / (ONE + t)
+
+
+@strict
 def log_softplus_slope_row(logits, out):
     """Write sigmoid(logits) / softplus(logits), also where both underflow."""
     apart()
@@ -111,6 +123,19 @@ def total(row):
         x, part = row[start : start + _BLOCK], ZERO
         for g in range(x.shape[0]):
             part += x[g]
+        out += part
+    return out
+
+
+@relaxed
+def dot(row, other):
+    """Sum of the products of two rows."""
+    apart()
+    out = 0.0
+    for start in range(0, row.shape[0], _BLOCK):
+        x, y, part = row[start : start + _BLOCK], other[start : start + _BLOCK], ZERO
+        for g in range(x.shape[0]):
+            part += x[g] * y[g]
         out += part
     return out
 
@@ -213,6 +238,22 @@ def multiply(row, factor):
     apart()
     for g in range(row.shape[0]):
         row[g] *= factor[g]
+
+
+@strict
+def multiply_scaled(row, factor, other):
+    """``row = row * factor * other``, entry by entry in ``other``."""
+    apart()
+    for g in range(row.shape[0]):
+        row[g] *= factor * other[g]
+
+
+@strict
+def product_into(row, factor, other, out):
+    """``out = factor * row * other``, entry by entry."""
+    apart()
+    for g in range(row.shape[0]):
+        out[g] = factor * row[g] * other[g]
 
 
 @strict

@@ -19,10 +19,18 @@ _WORTHWHILE = 1 << 22
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``x`` times the transposed weight, plus the bias."""
-    work = x.numel() * weight.shape[0]
-    if work < _WORTHWHILE or torch.is_autocast_enabled("cpu") or _onednn() is None:
+    if torch.is_autocast_enabled("cpu") or not _is_worthwhile(x, weight):
         return functional.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return :func:`linear` of a matrix in float32, without a gradient."""
+    return _product(x, weight, bias) if _is_worthwhile(x, weight) else functional.linear(x, weight, bias)
+
+
+def _is_worthwhile(x: Tensor, weight: Tensor) -> bool:
+    return x.numel() * weight.shape[0] >= _WORTHWHILE and _onednn() is not None
 
 
 def _onednn() -> Any:

@@ -24,8 +24,13 @@ from countvi.ops.cpu.elementary import binet, exp64, log1p64, log64, log_factori
 # Rows of the work buffer.
 X, LOG_MU, LOG_THETA, THETA, MU, RATIO, LOG1P, PRODUCT, REST, THETA_SLOPE, VALUE, SLOPE, RATE = range(13)
 N_BUFFERS = 13
+# What is no longer needed where it is written.
+EXCESS = PRODUCT
 # Where the slope by the dropout's log-odds is left.
 KEEP_SLOPE = MU
+# Where the slope by the log-odds of a gene is left.
+P_SLOPE = MU
+_LOWEST_SHAPE = -80.0
 
 
 @strict
@@ -63,7 +68,7 @@ def log_softplus_in_place(logits, n, shift):
 
 
 @strict
-def _ratios(work, n):
+def ratios(work, n):
     """From log mu and log theta: mu, theta, their ratio and its log1p."""
     apart()
     log_mu, log_theta = work[LOG_MU], work[LOG_THETA]
@@ -145,23 +150,45 @@ def _ratios_of_gammas(work, n):
 
 
 @strict
+def gammas(work, n):
+    """Fill REST with D - lgamma(x + 1) and THETA_SLOPE with theta dD/dtheta, from X and THETA."""
+    apart()
+    _ratios_of_gammas(work, n)
+    product, rest = work[PRODUCT], work[REST]
+    for j in range(n):
+        rest[j] += log64(product[j])
+
+
+@strict
 def negative_binomial(work, n):
     """Fill VALUE, SLOPE (by log mu) and THETA_SLOPE (by log theta) from X, LOG_MU and LOG_THETA."""
     apart()
-    _ratios(work, n)
-    _ratios_of_gammas(work, n)
+    ratios(work, n)
+    gammas(work, n)
+    powers(work, n)
+    add(work[EXCESS], n, work[THETA_SLOPE])
+
+
+@strict
+def powers(work, n):
+    """Fill VALUE and SLOPE, and EXCESS with what is missing in THETA_SLOPE, from the gammas and the ratios."""
+    apart()
     x, mu, theta, ratio, log1p = work[X], work[MU], work[THETA], work[RATIO], work[LOG1P]
-    log_mu, product, rest, value = work[LOG_MU], work[PRODUCT], work[REST], work[VALUE]
-    slope, theta_slope = work[SLOPE], work[THETA_SLOPE]
-    for j in range(n):
-        rest[j] += log64(product[j])
+    log_mu, rest, value, slope, missing = work[LOG_MU], work[REST], work[VALUE], work[SLOPE], work[EXCESS]
     for j in range(n):
         value[j] = x[j] * (log_mu[j] - log1p[j]) - theta[j] * log1p[j] + rest[j]
     for j in range(n):
         slope[j] = (x[j] - mu[j]) / (1.0 + ratio[j])
     for j in range(n):
-        excess = x[j] * ratio[j] / (1.0 + ratio[j]) + theta[j] * (ratio[j] / (1.0 + ratio[j]) - log1p[j])
-        theta_slope[j] += excess
+        missing[j] = x[j] * ratio[j] / (1.0 + ratio[j]) + theta[j] * (ratio[j] / (1.0 + ratio[j]) - log1p[j])
+
+
+@strict
+def add(row, n, out):
+    """``out = out + row``."""
+    apart()
+    for j in range(n):
+        out[j] += row[j]
 
 
 @strict
@@ -220,3 +247,39 @@ def put(row, genes, out):
     apart()
     for j in range(genes.shape[0]):
         out[genes[j]] = np.float32(row[j])
+
+
+@strict
+def rate_shape(work, n):
+    """Fill VALUE, SLOPE (by log r) and P_SLOPE from X, log r in LOG_MU and p in LOG_THETA.
+
+    Below log r = -80, lgamma(x + r) - lgamma(r) is continued as log r + lgamma(x).
+    """
+    apart()
+    x, log_r, p, value, slope, p_slope = work[X], work[LOG_MU], work[LOG_THETA], work[VALUE], work[SLOPE], work[P_SLOPE]
+    r, theta, rest, theta_slope = work[RATIO], work[THETA], work[REST], work[THETA_SLOPE]
+    for j in range(n):
+        theta[j] = exp64(log_r[j] if log_r[j] > _LOWEST_SHAPE else _LOWEST_SHAPE)
+    gammas(work, n)
+    for j in range(n):
+        r[j] = exp64(log_r[j])
+    for j in range(n):
+        log_theta = log_r[j] if log_r[j] > _LOWEST_SHAPE else _LOWEST_SHAPE
+        softened = log1p64(exp64(-abs(p[j]))) + max(p[j], 0.0)
+        value[j] = rest[j] + x[j] * log_theta + (log_r[j] - log_theta) - r[j] * softened - x[j] * (softened - p[j])
+        slope[j] = theta_slope[j] + x[j] - r[j] * softened
+    for j in range(n):
+        t = exp64(-abs(p[j]))
+        p_slope[j] = (x[j] * (t if p[j] > 0 else 1.0) - r[j] * (1.0 if p[j] > 0 else t)) / (1.0 + t)
+
+
+@strict
+def through_log_softplus(logits, n, weight, slopes):
+    """``slopes = weight * slopes * (derivative of log(log(1 + exp(logits))))``."""
+    apart()
+    for j in range(n):
+        y = logits[j]
+        t = exp64(-abs(y))
+        softened = log1p64(t) + max(y, 0.0)
+        ratio = (t if y < 0.0 else 1.0) / ((1.0 + t) * softened)
+        slopes[j] *= weight * (1.0 if y < -40.0 else ratio)

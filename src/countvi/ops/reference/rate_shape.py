@@ -50,8 +50,9 @@ def mixed_types_negative_binomial(
     counts: CountBlock,
 ) -> Cells:
     """Log-likelihood per spot."""
-    profiles = softplus(functional.linear(hidden, *layer))
-    mixed = (abundance[:, None, :-1] @ profiles).squeeze(1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        profiles = softplus(functional.linear(hidden, *layer))
+        mixed = (abundance[:, None, :-1] @ profiles).squeeze(1)
     shape = log_library.exp()[:, None] * (log_alpha.exp() * mixed + abundance[:, -1:] * noise)
     return _Entries.apply(shape, _Log.apply(at_stored(shape, counts)), p_logits, counts).sum(-1)
 
