@@ -19,6 +19,7 @@ from measure import Comparison, Settings, spread, write
 from parts import (
     ambient,
     breakdown,
+    differential,
     kernels,
     million,
     multimodal,
@@ -35,6 +36,7 @@ PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "breakdown": breakdown.measure,
     "kernels": kernels.measure,
     "readouts": readouts.measure,
+    "differential": differential.measure,
     "import": process.imports,
     "memory": process.memory,
     "million": million.measure,

@@ -344,3 +344,24 @@ def test_the_config_works_from_another_folder(cells, tmp_path, monkeypatch):
     monkeypatch.chdir(elsewhere)
     assert run("train", "scvi", "--config", tmp_path / "first" / "run.yaml", "--out", "second", "--quiet") == 0
     assert (elsewhere / "second" / "model").is_dir()
+
+
+def test_differential_expression_is_that_of_the_model(cells, tmp_path, capsys):
+    out, table = tmp_path / "run", tmp_path / "tables" / "de.csv"
+    assert run("train", "scvi", cells, "--out", out, *SMALL) == 0
+    arguments = ("de", out / "model", cells, "--groupby", "donor", "--n-samples-overall", "50", "--out", table)
+    capsys.readouterr()
+    assert run(*arguments) == 0
+    said = capsys.readouterr().out
+    assert "a vs Rest" in said
+    assert "60 rows" in said
+    written = pd.read_csv(table, index_col=0)
+    model = countvi.SCVI.load(out / "model", anndata.read_h5ad(cells))
+    expected = model.differential_expression(groupby="donor", n_samples_overall=50)
+    pd.testing.assert_frame_equal(written.rename_axis(None), expected, check_dtype=False)
+    assert run(*arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(*arguments, "--overwrite", "--group1", "c") == 2
+    assert "'c' is no group" in capsys.readouterr().err
+    assert run(*arguments[:-1], tmp_path / "de.xlsx") == 2
+    assert ".csv" in capsys.readouterr().err

@@ -168,6 +168,32 @@ def _start(command: str, options: dict[str, Any], kinds: dict[str, Any]) -> None
     _train.run(_train.COMMANDS[command], _options.resolve(options, switches.config, kinds), switches)
 
 
+@app.command("de")
+def differential(
+    folder: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    counts: Annotated[Path, typer.Argument(help="The cells, as the model reads them.", metavar="CELLS")],
+    out: Annotated[Path, typer.Option(help="Table to write, .csv (or .csv.gz).")],
+    groupby: Annotated[str, typer.Option(help="Column of obs with the groups.")],
+    group1: Annotated[list[str] | None, typer.Option(help="Group to compare; may be repeated (default: each).")] = None,
+    group2: Annotated[str | None, typer.Option(help="What to compare it with (default: all other cells).")] = None,
+    sample_key: Annotated[str | None, typer.Option(help="Column of obs with donors or samples.")] = None,
+    mode: Annotated[str, typer.Option(help="change or vanilla.")] = "change",
+    delta: Annotated[float, typer.Option(help="Smallest log2 fold change that counts.")] = 0.25,
+    fdr_target: Annotated[float, typer.Option(help="Share of false discoveries to aim at.")] = 0.05,
+    batch_correction: Annotated[bool, typer.Option("--batch-correction", help="Decode under every batch.")] = False,
+    modality: Annotated[str | None, typer.Option(help="Which modality of a model of several.")] = None,
+    n_samples_overall: Annotated[int, typer.Option(help="Draws of each population.")] = 5_000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the table.")] = False,
+) -> None:
+    """Compare groups of cells: differential expression of a saved model."""
+    options = dict(locals())
+    from countvi.cli import _differential
+
+    paths = {name: options.pop(name) for name in ("folder", "counts", "out")}
+    typer.echo(_differential.run(**paths, overwrite=options.pop("overwrite"), options=options))
+
+
 @app.command("info")
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a saved model.")]) -> None:
     """Say what is in a saved model."""

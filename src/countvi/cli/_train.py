@@ -90,7 +90,7 @@ def run(command: Command, options: Options, switches: Switches) -> None:
     """
     folder = RunFolder(options.out, overwrite=switches.overwrite, resume=switches.resume)
     folder.check(options.counts, options.write_h5ad)
-    with _notes():
+    with notes():
         import countvi
         from countvi import io
 
@@ -127,7 +127,7 @@ def _beginning(folder: RunFolder, options: Options) -> Callback:
 
 
 @contextmanager
-def _notes() -> Iterator[None]:
+def notes() -> Iterator[None]:
     """Show our warnings as notes, and silence those of other libraries, which a user of a command cannot act on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

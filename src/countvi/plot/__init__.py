@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from countvi.plot.attribution import attribution
 from countvi.plot.criticism import predictive_check
+from countvi.plot.differential import volcano
 from countvi.plot.latent import latent
 from countvi.plot.training import training_curves
 
-__all__ = ["attribution", "latent", "predictive_check", "training_curves"]
+__all__ = ["attribution", "latent", "predictive_check", "training_curves", "volcano"]
