@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from countvi import ops
 from countvi.batch import CountBlock
@@ -18,7 +17,7 @@ from countvi.ops import Rows
 from countvi.typing import Cells, CellsGenes
 
 # Entries of a matrix of cells x genes that are held at once: 16 MiB in float32. Beyond it (many genes, many draws) the
-# log-likelihood is computed in parts, each of which is computed again for its gradient: less memory, and no slower.
+# log-likelihood is computed in parts of the genes.
 _BLOCK = 2**22
 
 
@@ -45,12 +44,12 @@ class GammaPoisson(CountLikelihood):
 
     def _log_prob(self, counts: CountBlock) -> Cells:
         if self.measured is None:
-            return _in_parts(self.rate, self.log_theta, counts)
+            return _log_prob(self.rate, self.log_theta, counts, counts.n_cells)
         index = self.measured.nonzero().squeeze(1)
         # Rows that were not measured are empty, so leaving them out leaves the entries as they are.
         offsets = torch.cat([counts.offsets[:1], counts.offsets[1:].index_select(0, index)])
         kept = CountBlock(counts.values, counts.columns, offsets, counts.n_features)
-        known = _in_parts(self.rate.cells(index), self.log_theta.cells(index), kept)
+        known = _log_prob(self.rate.cells(index), self.log_theta.cells(index), kept, counts.n_cells)
         return known.new_zeros(self.batch_shape).index_copy(-1, index, known)
 
     @property
@@ -74,25 +73,8 @@ class GammaPoisson(CountLikelihood):
         return sample_negative_binomial(self.rate, self.log_theta.of_cells(), sample_shape, generator)
 
 
-def _in_parts(rate: AmbientRate, log_theta: Rows, counts: CountBlock) -> Cells:
-    """Log-likelihood per cell, in parts of the genes if it takes much memory."""
-    n_parts = math.ceil(rate.batch_shape.numel() * rate.n_genes / _BLOCK)
-    if n_parts <= 1:
-        return _log_prob(rate, log_theta, counts)
-    step = math.ceil(rate.n_genes / n_parts)
-    parts = []
-    for start in range(0, rate.n_genes, step):
-        stop = min(start + step, rate.n_genes)
-        some = counts.features(start, stop)
-        arguments = (_part_log_prob, rate, log_theta, some, start, stop)
-        parts.append(checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False))
-    return torch.stack(parts).sum(0)
-
-
-def _part_log_prob(rate: AmbientRate, log_theta: Rows, counts: CountBlock, start: int, stop: int) -> Cells:
-    # A rate remembers its logits. This one is made anew for the gradient, so they are forgotten in between.
-    return _log_prob(rate.genes(start, stop), log_theta.genes(start, stop), counts)
-
-
-def _log_prob(rate: AmbientRate, log_theta: Rows, counts: CountBlock) -> Cells:
-    return ops.gamma_poisson(rate.logits, rate.log_library, log_theta, rate.log_background, rate.log_scaling, counts)
+def _log_prob(rate: AmbientRate, log_theta: Rows, counts: CountBlock, n_cells: int) -> Cells:
+    n_parts = max(1, math.ceil(rate.batch_shape.numel() * rate.n_genes / _BLOCK))
+    tables = (log_theta, rate.log_background, rate.log_scaling)
+    step = max(1, math.ceil(rate.n_genes / n_parts))
+    return ops.gamma_poisson_head(rate.hidden, rate.weight, rate.bias, rate.log_library, tables, counts, step, n_cells)

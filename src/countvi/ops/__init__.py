@@ -39,7 +39,7 @@ from countvi.ops._networks import (
 from countvi.ops.affine import Affine
 from countvi.ops.link import Link
 from countvi.ops.rows import Rows
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import Cells, CellsGenes, CellsHidden
 
 __all__ = [
     "Affine",
@@ -49,6 +49,7 @@ __all__ = [
     "backend",
     "batch_norm_rectify",
     "gamma_poisson",
+    "gamma_poisson_head",
     "linear",
     "log_rate",
     "log_scale",
@@ -193,6 +194,45 @@ def zero_inflated_negative_binomial(
     logits, log_library, log_theta, pi_logits = (full(t) for t in (logits, log_library, log_theta, pi_logits))
     chosen = implementation(logits, log_library, log_theta, pi_logits)
     return chosen.zero_inflated_negative_binomial(logits, log_library, log_theta, pi_logits, counts, link)
+
+
+def gamma_poisson_head(
+    hidden: CellsHidden,
+    weight: Tensor,
+    bias: Tensor,
+    log_library: Cells,
+    tables: tuple[Rows, Rows | None, Rows | None],
+    counts: CountBlock,
+    step: int,
+    n_cells: int,
+) -> Cells:
+    """Last layer of a decoder and :func:`gamma_poisson` in one: no matrix of cells x genes is kept for the gradient.
+
+    Parameters
+    ----------
+    hidden, weight, bias
+        As in :func:`linear`, which makes the logits.
+    log_library, counts
+        As in :func:`gamma_poisson`.
+    tables
+        Its ``log_theta``, ``log_background`` and ``log_scaling``.
+    step
+        How many genes to do at a time: what bounds the memory.
+    n_cells
+        How many cells the loss is a mean over, if it is one; with another loss all is computed twice.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``.
+
+    Notes
+    -----
+    Errors as in :func:`gamma_poisson`.
+    """
+    hidden, log_library = full(hidden), full(log_library)
+    chosen = implementation(hidden, weight, bias, log_library, *(rows.table for rows in tables if rows is not None))
+    return chosen.gamma_poisson_head(hidden, weight, bias, log_library, tables, counts, step, n_cells)
 
 
 def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Link) -> Cells:

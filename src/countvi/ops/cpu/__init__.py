@@ -13,6 +13,7 @@ from countvi.ops.cpu.product import linear
 
 __all__ = [
     "gamma_poisson",
+    "gamma_poisson_head",
     "linear",
     "mixed_types_negative_binomial",
     "negative_binomial",
@@ -30,6 +31,11 @@ __all__ = [
 def gamma_poisson(*arguments: Any) -> Tensor:
     """Log-likelihood per cell."""
     return _late("ambient_autograd", "gamma_poisson")(*arguments)
+
+
+def gamma_poisson_head(*arguments: Any) -> Tensor:
+    """Log-likelihood per cell."""
+    return _late("ambient_head", "gamma_poisson_head")(*arguments)
 
 
 def negative_binomial_mixture(*arguments: Any) -> Tensor:

@@ -27,16 +27,23 @@ def gamma_poisson(
     counts: CountBlock,
 ) -> Cells:
     """Log-likelihood per cell."""
-    n_genes = logits.shape[-1]
-    if log_background is None:
-        log_background = Rows(logits.new_full((1, n_genes), -torch.inf), None)
-    if log_scaling is None:
-        log_scaling = Rows(logits.new_zeros(1, n_genes), None)
-    tables = (log_theta, log_background, log_scaling)
-    for rows in tables:
-        _check(rows, counts)
-    settings = _Settings(tuple(rows.code for rows in tables), torch.is_grad_enabled())
+    tables = checked(log_theta, log_background, log_scaling, logits, counts)
+    settings = Settings(tuple(rows.code for rows in tables), torch.is_grad_enabled())
     return _GammaPoisson.apply(logits, log_library, *(rows.table for rows in tables), counts, settings)
+
+
+def checked(
+    log_theta: Rows, log_background: Rows | None, log_scaling: Rows | None, like: Tensor, counts: CountBlock
+) -> tuple[Rows, Rows, Rows]:
+    """Tables of theta, background and scaling, those that are absent filled in, whose codes the kernel may follow."""
+    n_genes = counts.n_features
+    if log_background is None:
+        log_background = Rows(like.new_full((1, n_genes), -torch.inf), None)
+    if log_scaling is None:
+        log_scaling = Rows(like.new_zeros(1, n_genes), None)
+    for rows in (log_theta, log_background, log_scaling):
+        _check(rows, counts)
+    return log_theta, log_background, log_scaling
 
 
 def _check(rows: Rows, counts: CountBlock) -> None:
@@ -52,14 +59,14 @@ def _check(rows: Rows, counts: CountBlock) -> None:
     assert in_range, f"codes beyond the {n_rows} rows of a table"
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     """Row of theta, background and scaling that each cell takes; whether a gradient may be asked for."""
 
     codes: tuple[Tensor | None, ...]
     with_gradient: bool
 
 
-class _Gradients(NamedTuple):
+class Gradients(NamedTuple):
     """By the inputs, a row for every sample and cell; by the tables, one of each per chunk."""
 
     logits: Tensor
@@ -77,7 +84,7 @@ class _GammaPoisson(torch.autograd.Function):
         log_background: Tensor,
         log_scaling: Tensor,
         counts: CountBlock,
-        settings: _Settings,
+        settings: Settings,
     ) -> Tensor:
         counts = readable(counts)
         inputs = (logits, log_library, log_theta, log_background, log_scaling)
@@ -87,7 +94,7 @@ class _GammaPoisson(torch.autograd.Function):
         ctx.shape, ctx.settings, ctx.n_genes = shape, settings, counts.n_features
         n_rows = shape[:-1].numel()
         weight = logits.new_full((n_rows,), float(guess(n_rows)))
-        out, ctx.gradients = _solve(inputs, counts, settings, shape, weight, ctx.needed)
+        out, ctx.gradients = solve(inputs, counts, settings, shape, weight, ctx.needed)
         ctx.save_for_backward(*inputs, counts.values, counts.columns, counts.offsets)
         return out.view(shape[:-1])
 
@@ -99,7 +106,7 @@ class _GammaPoisson(torch.autograd.Function):
         weight = grad.reshape(-1).contiguous()
         if gradients is None or not (weight.numpy() == guess(weight.shape[0])).all():
             counts = CountBlock(values, columns, offsets, ctx.n_genes)
-            _, gradients = _solve(tuple(inputs), counts, ctx.settings, ctx.shape, weight, ctx.needed)
+            _, gradients = solve(tuple(inputs), counts, ctx.settings, ctx.shape, weight, ctx.needed)
         assert gradients is not None, "a backward pass without inputs that need a gradient"
         found = [
             gradients.logits.view(ctx.shape).sum_to_size(inputs[0].shape) if ctx.needed[0] else None,
@@ -109,14 +116,14 @@ class _GammaPoisson(torch.autograd.Function):
         return (*found, None, None)
 
 
-def _solve(
+def solve(
     inputs: tuple[Tensor, ...],
     counts: CountBlock,
-    settings: _Settings,
+    settings: Settings,
     shape: torch.Size,
     weight: Tensor,
     needed: tuple[bool, ...],
-) -> tuple[Tensor, _Gradients | None]:
+) -> tuple[Tensor, Gradients | None]:
     """Log-likelihood per row, and its gradient times a weight per row."""
     n_rows, n_genes = weight.shape[0], counts.n_features
     logits = inputs[0].expand(shape).reshape(-1, n_genes).contiguous()
@@ -133,7 +140,7 @@ def _solve(
             weight.new_empty(chunks, size, n_genes) if need else None
             for size, need in zip(sizes, needed[2:], strict=True)
         )
-        gradients = _Gradients(torch.empty_like(logits), torch.empty_like(log_library), tuple(tables))
+        gradients = Gradients(torch.empty_like(logits), torch.empty_like(log_library), tuple(tables))
     d_theta, d_background, d_scaling = gradients.tables if gradients else (None, None, None)
     theta_code, background_code, scaling_code = settings.codes
     run(

@@ -5,7 +5,7 @@ and are evaluated in float64. Each likelihood is a dense matrix of the terms at 
 are put in place, summed over the genes.
 """
 
-from countvi.ops.reference.gamma_poisson import gamma_poisson
+from countvi.ops.reference.gamma_poisson import gamma_poisson, gamma_poisson_head
 from countvi.ops.reference.gaussian import standard_deviation, standard_divergence
 from countvi.ops.reference.least_squares import non_negative_least_squares
 from countvi.ops.reference.linear import linear, sparse_linear
@@ -21,6 +21,7 @@ from countvi.ops.reference.zero_inflated import zero_inflated_negative_binomial
 __all__ = [
     "batch_norm_rectify",
     "gamma_poisson",
+    "gamma_poisson_head",
     "linear",
     "log_rate",
     "log_scale",

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from countvi.batch import CountBlock
+from countvi.ops.reference.linear import linear
 from countvi.ops.reference.negative_binomial import negative_binomial_entries
 from countvi.ops.reference.rate import log_softplus
 from countvi.ops.rows import Rows
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import Cells, CellsGenes, CellsHidden
 
 
 def gamma_poisson(
@@ -43,3 +45,31 @@ def gamma_poisson(
 def _log_rho(logits: CellsGenes, log_background: Rows | None) -> Tensor:
     own = log_softplus(logits)
     return own if log_background is None else torch.logaddexp(own, log_background.of_cells())
+
+
+def gamma_poisson_head(
+    hidden: CellsHidden,
+    weight: Tensor,
+    bias: Tensor,
+    log_library: Cells,
+    tables: tuple[Rows, Rows | None, Rows | None],
+    counts: CountBlock,
+    step: int,
+    n_cells: int,
+) -> Cells:
+    """Log-likelihood per cell, of ``step`` genes at a time; each part is computed again for its gradient."""
+
+    def of(start: int, stop: int, some: CountBlock) -> Tensor:
+        rows = [None if table is None else table.genes(start, stop) for table in tables]
+        logits = linear(hidden, weight[start:stop], bias[start:stop])
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return gamma_poisson(logits, log_library, rows[0], rows[1], rows[2], some)  # type: ignore[arg-type]
+
+    if step >= counts.n_features:
+        return of(0, counts.n_features, counts)
+    parts = []
+    for start in range(0, counts.n_features, step):
+        stop = min(start + step, counts.n_features)
+        arguments = (of, start, stop, counts.features(start, stop))
+        parts.append(checkpoint(*arguments, use_reentrant=False, preserve_rng_state=False))
+    return torch.stack(parts).sum(0)
