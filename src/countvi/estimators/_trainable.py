@@ -19,7 +19,7 @@ from countvi.estimators._checked import CheckedCells
 from countvi.estimators._describe import describe
 from countvi.estimators._indices import Indices, resolve_rows
 from countvi.models._base import CountModel
-from countvi.train import Callback, EarlyStopping, Row, TrainingPlan, progress_callback
+from countvi.train import Callback, Companion, EarlyStopping, Row, TrainingPlan, progress_callback
 
 if TYPE_CHECKING:
     from typing import Self
@@ -224,6 +224,7 @@ class Trainable(ABC):
             plan=TrainingPlan.from_kwargs(plan_kwargs, gradient_clip_val=gradient_clip_val),
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             resume=resume,
+            companions=self._companions(),
         )
         fabric = _training.make_fabric(accelerator, devices, strategy, precision, logger)
         hooks = [*progress_callback(enable_progress_bar), *callbacks]
@@ -237,6 +238,10 @@ class Trainable(ABC):
         self._rows.extend(result.rows)
         self._fingerprint = None  # of the data trained on; computed when it is needed, as it reads them all
         self.is_trained = True
+
+    def _companions(self) -> Sequence[Companion]:
+        """What is trained beside the model."""
+        return ()
 
     @property
     def history(self) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from countvi.estimators._indices import resolve_rows
 from countvi.models._base import CountModel
 from countvi.train import (
     Callback,
+    Companion,
     EarlyStopping,
     Feed,
     FitResult,
@@ -148,6 +149,7 @@ class TrainRequest:
     plan: TrainingPlan
     checkpoint_dir: Path | None
     resume: bool
+    companions: Sequence[Companion] = ()
 
 
 def train(
@@ -208,7 +210,7 @@ def train(
         resume=request.resume,
         data=_cut(dataset, split, request.batch_size) if request.checkpoint_dir else "",
     )
-    return split, run(fabric, model, feed, config, callbacks, dataset)
+    return split, run(fabric, model, feed, config, (callbacks, request.companions), dataset)
 
 
 def _cut(dataset: Dataset, split: Split, batch_size: int) -> str:
@@ -263,9 +265,11 @@ def _make_folder(path: Path) -> None:
         raise OptionError(message) from error
 
 
-def run(
-    fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, callbacks: Sequence[Callback], data: Dataset
-) -> FitResult:
+Hooks = tuple[Sequence[Callback], Sequence[Companion]]
+"""What is called beside the loop, and what is trained beside the model."""
+
+
+def run(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, hooks: Hooks, data: Dataset) -> FitResult:
     """Launch the loop, and name what went wrong.
 
     Raises
@@ -275,9 +279,9 @@ def run(
     """
     try:
         if fabric.strategy.launcher is None:
-            return fit(fabric, model, feed, config, callbacks)
+            return fit(fabric, model, feed, config, *hooks)
         # A partial, because Fabric would take arguments apart to look for modules.
-        work = partial(_fit_in_process, model=model, feed=feed, config=config, callbacks=callbacks)
+        work = partial(_fit_in_process, model=model, feed=feed, config=config, hooks=hooks)
         weights, rows, stopped_early = fabric.launch(work)
         return FitResult({name: torch.as_tensor(array) for name, array in weights.items()}, rows, stopped_early)
     except NonFiniteStep as error:
@@ -285,10 +289,10 @@ def run(
 
 
 def _fit_in_process(
-    fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, callbacks: Sequence[Callback]
+    fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, hooks: Hooks
 ) -> tuple[dict[str, np.ndarray], list[Row], bool]:
     # A model sent to a process lies in memory that all of them share; each needs weights of its own to step on.
-    result = fit(fabric, copy.deepcopy(model), feed, config, callbacks)
+    result = fit(fabric, copy.deepcopy(model), feed, config, *hooks)
     # Tensors sent back would live in shared memory that goes with the process; arrays are copied.
     return {name: tensor.numpy() for name, tensor in result.weights.items()}, result.rows, result.stopped_early
 

@@ -17,17 +17,20 @@ from countvi.errors import DataWarning, FileFormatError, MismatchError
 from countvi.estimators import _persistence
 from countvi.estimators._build import SCVIOptions
 from countvi.estimators.scvi import SCVI
+from countvi.estimators.totalvi import TOTALVI
+from countvi.io._totalvi import totalvi_from_scvi
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
 _OPTIONS = frozenset(SCVIOptions.__dataclass_fields__)
 # Arguments of scvi-tools that do not change what a saved model computes.
 _WITHOUT_EFFECT = frozenset({"adata", "registry", "var_activation", "use_size_factor_key"})
 
 
-def load_scvi_tools(path: str | Path, adata: AnnData | None = None, *, device: str = "cpu") -> SCVI:
-    """Read an SCVI model that scvi-tools saved, with the same weights.
+def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, device: str = "cpu") -> SCVI | TOTALVI:
+    """Read an SCVI or TOTALVI model that scvi-tools saved, with the same weights.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ def load_scvi_tools(path: str | Path, adata: AnnData | None = None, *, device: s
 
     Returns
     -------
-    countvi.SCVI
+    countvi.SCVI or countvi.TOTALVI
         Trained, ready for read-outs and for further training.
 
     Raises
@@ -52,15 +55,19 @@ def load_scvi_tools(path: str | Path, adata: AnnData | None = None, *, device: s
     """
     archive = files.read_scvi_archive(path)
     source = archive.attributes.get("registry_")
-    if not isinstance(source, Mapping) or source.get("model_name") != "SCVI":
-        name = source.get("model_name") if isinstance(source, Mapping) else None
-        message = f"{path} holds a model of class {name or 'unknown'}; load_scvi_tools reads SCVI."
+    name = source.get("model_name") if isinstance(source, Mapping) else None
+    if not isinstance(source, Mapping) or name not in ("SCVI", "TOTALVI"):
+        message = f"{path} holds a model of class {name or 'unknown'}; load_scvi_tools reads SCVI and TOTALVI."
         raise FileFormatError(message)
     registry = registry_from_scvi(source, [str(name) for name in archive.var_names])
-    options = options_from_scvi(archive.attributes.get("init_params_", {}), path)
-    model = SCVI._restore(adata, registry, options, seed=0)
-    weights = weights_from_scvi(archive.state, model.module.state_dict())
-    _persistence.load_weights(model.module, weights, path)
+    model: SCVI | TOTALVI
+    if name == "TOTALVI":
+        model = totalvi_from_scvi(archive, registry, adata, path)
+    else:
+        options = options_from_scvi(archive.attributes.get("init_params_", {}), path)
+        model = SCVI._restore(adata, registry, options, seed=0)
+        weights = weights_from_scvi(archive.state, model.module.state_dict())
+        _persistence.load_weights(model.module, weights, path)
     model.is_trained = bool(archive.attributes.get("is_trained_", True))
     split = [archive.attributes.get(f"{part}_indices_") for part in ("train", "validation", "test")]
     if model._data is not None and split[0] is not None:

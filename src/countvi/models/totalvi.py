@@ -212,7 +212,8 @@ class TOTALVI(CountModel):
         hidden = [torch.cat([h, appended], dim=-1) for h in self.decode(state, features, design)]
         rate = Rate(logits=self.rho(hidden[0]), log_library=latents.log_library, link=self.link)
         return {
-            RNA: self.observe(rate, hidden[0], design),
+            # Dropout comes from the trunk of pi, as in the published code.
+            RNA: self.observe(rate, hidden[3], design),
             PROTEIN: NegativeBinomialMixture(
                 self.protein.rate(*hidden[1:], latents.epsilon, design),
                 self.protein.log_phi(hidden[1], design),

@@ -1,6 +1,7 @@
 """Training: one loop for every model."""
 
 from countvi.train.callbacks import Callback, Progress
+from countvi.train.companion import BatchAdversary, Companion
 from countvi.train.config import EarlyStopping, LoopConfig, TrainingPlan, default_max_epochs, scvi_tools_plan
 from countvi.train.feed import Feed
 from countvi.train.guard import NonFiniteStep, Offender
@@ -9,7 +10,9 @@ from countvi.train.loop import FitResult, fit
 from countvi.train.progress import progress_callback
 
 __all__ = [
+    "BatchAdversary",
     "Callback",
+    "Companion",
     "EarlyStopping",
     "Feed",
     "FitResult",

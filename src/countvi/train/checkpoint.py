@@ -43,6 +43,8 @@ class RunState:
         The history of this run.
     best
         Weights at the best validation, for early stopping.
+    companions
+        States of what is trained beside the model.
     """
 
     epochs_done: int = 0
@@ -53,6 +55,7 @@ class RunState:
     stopper: Stopper | None = None
     rows: list[Row] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
+    companions: dict[str, Tensor] = field(default_factory=dict)
 
 
 def signature(model: nn.Module) -> str:
@@ -71,6 +74,7 @@ def write_checkpoint(
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in slots.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (state.best or {}).items()}
+    tensors |= {f"companions/{name}": tensor for name, tensor in state.companions.items()}
     scalars = {
         "epochs_done": state.epochs_done,
         "steps_done": state.steps_done,
@@ -120,13 +124,14 @@ def read_checkpoint(
             **scalars,
             plateau=Plateau(**plateau) if plateau else None,
             stopper=Stopper(**stopper) if stopper else None,
-            best=_under(tensors, "best/") or None,
+            best=under(tensors, "best/") or None,
+            companions=under(tensors, "companions/"),
         )
-        weights = _under(tensors, "model/")
+        weights = under(tensors, "model/")
         if missing := model.state_dict().keys() - weights.keys():
             raise KeyError(", ".join(sorted(missing)))
         model.load_state_dict(weights)
-        _load_optimizer(optimizer, _under(tensors, "optimizer/"))
+        _load_optimizer(optimizer, under(tensors, "optimizer/"))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise _unreadable(path, error) from error
     return state
@@ -151,7 +156,8 @@ def _check_identity(path: Path, written: dict[str, Any], wanted: dict[str, Any])
         raise OptionError(message)
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

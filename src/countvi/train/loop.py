@@ -22,7 +22,8 @@ from countvi.errors import TrainingWarning, choose
 from countvi.models._base import CountModel
 from countvi.models.objective import Objective
 from countvi.train.callbacks import Callback, Progress
-from countvi.train.checkpoint import RunState, read_checkpoint, signature, write_checkpoint
+from countvi.train.checkpoint import RunState, read_checkpoint, signature, under, write_checkpoint
+from countvi.train.companion import Companion
 from countvi.train.config import LoopConfig
 from countvi.train.feed import Feed
 from countvi.train.guard import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_offender
@@ -58,7 +59,14 @@ class FitResult:
     stopped_early: bool
 
 
-def fit(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, callbacks: Sequence[Callback]) -> FitResult:
+def fit(
+    fabric: Fabric,
+    model: CountModel,
+    feed: Feed,
+    config: LoopConfig,
+    callbacks: Sequence[Callback],
+    companions: Sequence[Companion] = (),
+) -> FitResult:
     """Train a model.
 
     Parameters
@@ -73,13 +81,15 @@ def fit(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, callb
         Epochs, schedules, stopping, checkpoints.
     callbacks
         Called in the first process only.
+    companions
+        Trained beside the model.
 
     Raises
     ------
     NonFiniteStep
         If steps stay non-finite however small the learning rate.
     """
-    return _Run(fabric, model, feed, config, callbacks if fabric.is_global_zero else ()).run()
+    return _Run(fabric, model, feed, config, callbacks if fabric.is_global_zero else (), companions).run()
 
 
 class _Cells:
@@ -92,24 +102,35 @@ class _Cells:
 class _Step(nn.Module):
     """The loss of a minibatch as a module: what Fabric wraps for mixed precision and several processes."""
 
-    def __init__(self, model: CountModel, objective: Objective) -> None:
+    def __init__(self, model: CountModel, objective: Objective, companions: Sequence[Companion]) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.companions = tuple(companions)
 
     def forward(self, cells: _Cells) -> tuple[Tensor, tuple[tuple[str, ...], Tensor]]:
         """Return the loss, and sums over cells for the history."""
         elbo = self.model.elbo(cells.batch, cells.noise)
-        return self.objective.loss(elbo, cells.kl_weight), sums_of(elbo)
+        loss = self.objective.loss(elbo, cells.kl_weight)
+        for companion in self.companions:
+            loss = loss + companion.penalty(elbo, cells.batch, cells.kl_weight)
+        return loss, sums_of(elbo)
 
 
 class _Run:
     """State of one call of :func:`fit`."""
 
     def __init__(
-        self, fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, callbacks: Sequence[Callback]
+        self,
+        fabric: Fabric,
+        model: CountModel,
+        feed: Feed,
+        config: LoopConfig,
+        callbacks: Sequence[Callback],
+        companions: Sequence[Companion],
     ) -> None:
         self.fabric, self.feed, self.config, self.callbacks = fabric, feed, config, callbacks
+        self.companions = companions
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.dtype = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
         self.model = model.to(device=fabric.device, dtype=self.dtype)
@@ -123,7 +144,10 @@ class _Run:
             weight_decay=self.plan.weight_decay,
             fused=fabric.device.type in ("cpu", "cuda"),
         )
-        self.descent = self._wrap(_Step(model, Objective(n_cells=feed.n_train, annealed=model.annealed)))
+        for companion in companions:
+            companion.begin(fabric.device, self.dtype)
+        objective = Objective(n_cells=feed.n_train, annealed=model.annealed)
+        self.descent = self._wrap(_Step(model, objective, companions))
         alone_on_cpu = isinstance(self.descent, _Step) and fabric.device.type == "cpu"
         self.update = FusedUpdate(self.optimizer) if alone_on_cpu else self.optimizer.step
         self.n_steps = feed.n_steps(self.world)
@@ -151,11 +175,16 @@ class _Run:
         if self.config.checkpoint_dir is None or not self.config.resume:
             return fresh
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return read_checkpoint(self.config.checkpoint_dir, self._identity(), self.model, optimizer) or fresh
+        found = read_checkpoint(self.config.checkpoint_dir, self._identity(), self.model, optimizer)
+        if found is not None:
+            for i, companion in enumerate(self.companions):
+                companion.resume(under(found.companions, f"{i}/"))
+        return found or fresh
 
     def _identity(self) -> dict[str, Any]:
         return {
             **self.config.identity(),
+            **({"companions": [type(companion).__name__ for companion in self.companions]} if self.companions else {}),
             "precision": self.fabric._precision.precision,
             "processes": self.world,
             "training cells": self.feed.n_train,
@@ -238,6 +267,8 @@ class _Run:
             if self.plan.gradient_clip_val is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters.seen, self.plan.gradient_clip_val)
             self.update()
+            for companion in self.companions:
+                companion.learn()
             tally.add(sums, batch.n_cells, value)
         self.state.steps_done += 1
 
@@ -333,6 +364,8 @@ class _Run:
     def _write_checkpoint(self) -> None:
         if self.config.checkpoint_dir is not None and self.fabric.is_global_zero:
             optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            parts = [(f"{i}/", companion.state()) for i, companion in enumerate(self.companions)]
+            self.state.companions = {at + name: tensor for at, part in parts for name, tensor in part.items()}
             write_checkpoint(self.config.checkpoint_dir, self._identity(), self.state, self.model, optimizer)
 
     def _call(self, hook: str, progress: Progress) -> None:
