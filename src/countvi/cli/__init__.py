@@ -194,6 +194,30 @@ def differential(
     typer.echo(_differential.run(**paths, overwrite=options.pop("overwrite"), options=options))
 
 
+@app.command("map")
+def map_cells(
+    reference: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    cells: Annotated[Path, typer.Argument(help="The new cells, as for `countvi train`.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    labels_key: Annotated[
+        str | None, typer.Option(help="Column of obs of the reference's cells: labels to transfer.")
+    ] = None,
+    reference_cells: Annotated[
+        Path | None, typer.Option(help="The reference's cells, if the model was saved without.")
+    ] = None,
+    max_epochs: given.MaxEpochs = None,
+    overwrite: given.Overwrite = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Map new cells onto a trained model, and label them by its cells."""
+    from countvi.cli import _map
+
+    asked = _map.MapRequest(
+        reference, cells, out, labels_key, reference_cells, max_epochs, overwrite=overwrite, quiet=quiet
+    )
+    _map.run(asked)
+
+
 @app.command("info")
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a saved model.")]) -> None:
     """Say what is in a saved model."""

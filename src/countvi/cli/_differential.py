@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from countvi.cli._train import notes
+from countvi.cli._notes import notes
 from countvi.errors import OptionError
 from countvi.files import read_model
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -12,8 +9,8 @@ from typing import TYPE_CHECKING, Any, final
 import typer
 
 from countvi.cli._folder import RunFolder
+from countvi.cli._notes import notes
 from countvi.cli._options import Options, Switches
-from countvi.errors import DataWarning, TrainingWarning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,31 +123,21 @@ def _beginning(folder: RunFolder, options: Options) -> Callback:
     return Beginning()
 
 
-@contextmanager
-def notes() -> Iterator[None]:
-    """Show our warnings as notes, and silence those of other libraries, which a user of a command cannot act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", DataWarning)
-        warnings.simplefilter("always", TrainingWarning)
-        said: set[str] = set()
-
-        def show(message: Warning | str, *_: Any, **__: Any) -> None:
-            text = str(message)
-            if text not in said:
-                said.add(text)
-                typer.echo(f"note: {text}", err=True)
-
-        warnings.showwarning = show  # type: ignore[assignment]  # catch_warnings restores it
-        yield
-
-
-def _write(command: Command, model: Trainable, data: AnnData | MuData, options: Options) -> None:
-    import anndata
+def draw_training(model: Trainable, file: Path) -> None:
+    """Write a picture of the training curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from countvi import plot
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)  # no window system, so that it works on a server
+    plot.training_curves(model, ax=figure.add_subplot())
+    figure.savefig(file, dpi=150)
+
+
+def _write(command: Command, model: Trainable, data: AnnData | MuData, options: Options) -> None:
+    import anndata
 
     out = options.out
     latent: Any = model.get_latent_representation()  # type: ignore[attr-defined]
@@ -161,10 +148,7 @@ def _write(command: Command, model: Trainable, data: AnnData | MuData, options: 
         obs[name] = share
     small = anndata.AnnData(obs=obs, obsm={command.obsm_key: latent})
     small.write_h5ad(out / "latent.h5ad")
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system, so that it works on a server
-    plot.training_curves(model, ax=figure.add_subplot())
-    figure.savefig(out / "training.png", dpi=150)
+    draw_training(model, out / "training.png")
     if options.write_h5ad is not None:
         assert isinstance(data, anndata.AnnData), "a command with --write-h5ad reads an AnnData"
         data.obs, data.obsm[command.obsm_key] = obs, latent
