@@ -87,9 +87,7 @@ def _text(asked: MapRequest) -> str:
     )
 
 
-def _write(
-    out: Path, model: CountEstimator, cells: AnnData | MuData, key: str, labels: pd.DataFrame | None
-) -> None:
+def _write(out: Path, model: CountEstimator, cells: AnnData | MuData, key: str, labels: pd.DataFrame | None) -> None:
     import anndata
 
     model.save(out / "model", overwrite=True)

@@ -12,7 +12,13 @@ from countvi.data.loader import epoch_batches, epoch_pools, even_batches
 from countvi.data.measured import MaskedSource, Patterns
 from countvi.data.padding import prepare_query, prepare_query_mudata
 from countvi.data.placement import placed, unique_names
-from countvi.data.proteins import ProteinKeys, setup_proteins, setup_proteins_mudata, with_unmeasured
+from countvi.data.proteins import (
+    ProteinKeys,
+    setup_proteins,
+    setup_proteins_mudata,
+    with_unmeasured,
+    with_unmeasured_in_new_panels,
+)
 from countvi.data.purposes import CovariateKeys
 from countvi.data.registry import BATCH_COLUMN, Column, Gaps, Modality, Purposes, Registry
 from countvi.data.rows import ColumnMap
@@ -72,5 +78,6 @@ __all__ = [
     "unique_names",
     "warn_of_confounding",
     "with_unmeasured",
+    "with_unmeasured_in_new_panels",
     "write_h5mu",
 ]

@@ -183,6 +183,32 @@ def _registry(
     return with_unmeasured(registry, unmeasured)
 
 
+def with_unmeasured_in_new_panels(registry: Registry, known: Registry, data: Container) -> Registry:
+    """Count proteins without any count in a new panel as not measured there, unless NaN or a mask tells.
+
+    Parameters
+    ----------
+    registry
+        With the panels of a query.
+    known
+        Without them.
+    data
+        The query.
+    """
+    gaps = registry.modality(PROTEIN).gaps
+    assert gaps is not None
+    dataset = bind(data, registry, ("labels",))
+    present = dataset.present.get(PROTEIN)
+    told = PROTEIN in dataset.patterns and (present is None or _has_gaps(dataset, present))
+    n_known, n_levels = (len(r.columns[gaps.column].categories) for r in (known, registry))
+    if gaps.mask is not None or told or n_known == n_levels:
+        return registry
+    sums = dataset.level_sums(PROTEIN, [gaps.column])[0]
+    before = (*gaps.unmeasured, *[()] * (n_known - len(gaps.unmeasured)))
+    new = tuple(tuple(int(i) for i in (row == 0).nonzero()) if row.any() else () for row in sums[n_known:])
+    return with_unmeasured(registry, (*before, *new))
+
+
 def with_unmeasured(registry: Registry, unmeasured: tuple[tuple[int, ...], ...]) -> Registry:
     """Return a registry with other proteins that count as not measured, by level of the panel."""
     rna, protein = registry.modalities

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from countvi import data as data_layer
 from countvi import query, seeding
 from countvi.errors import OptionError
 from countvi.estimators import _criticism, _labels, _mapping, _training
@@ -158,6 +159,10 @@ class CountEstimator(ScoredEstimator, ABC):
         """
         freezing = {name: value for name, value in locals().items() if name == "unfrozen" or name.startswith("freeze_")}
         return _mapping.load_query_data(cls, adata, reference_model, freezing, device=device, seed=seed)
+
+    def _extended_by(self, query: AnnData | MuData) -> data_layer.Registry:
+        """What this model was set up with, and the categories of a query besides."""
+        return data_layer.extend(self.registry, query, self._unread_roles)
 
     def transfer_labels(
         self,

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from countvi import data as data_layer
 from countvi import seeding
 from countvi.errors import NotTrainedError, OptionError
 from countvi.estimators._build_regularized import check_flag
@@ -15,10 +14,10 @@ from countvi.nn.surgery import Freezing, adopt, freeze
 
 if TYPE_CHECKING:
     from countvi.data.container import Container
-    from countvi.estimators._trainable import Trainable
+    from countvi.estimators._base import CountEstimator
     from countvi.models._base import CountModel
 
-    E = TypeVar("E", bound=Trainable)
+    E = TypeVar("E", bound=CountEstimator)
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def load_query_data(
     """Make the model of a query; see :meth:`countvi.SCVI.load_query_data`."""
     held = Freezing(**{name: check_flag(name, value) for name, value in freezing.items()})
     reference = _reference(model_class, reference_model)
-    registry = data_layer.extend(reference.registry, query, reference._unread_roles)
+    registry = reference._extended_by(query)
     seed = reference.seed if seed is None else seeding.checked(seed)
     model = model_class._restore(query, registry, reference._init_args, seed)
     # Weights that are computed from data are those of the query, where the reference has none.
@@ -80,7 +79,7 @@ def load_query_data(
     return model
 
 
-def can_learn(model: Trainable) -> bool:
+def can_learn(model: CountEstimator) -> bool:
     """Whether training may change anything."""
     return any(parameter.requires_grad for parameter in model.module.parameters())
 

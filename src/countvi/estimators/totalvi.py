@@ -299,6 +299,12 @@ class TOTALVI(ProteinEstimator):
         """
         return data_layer.prepare_query_mudata(mdata, reference_model.registry)
 
+    def _extended_by(self, query: AnnData | MuData) -> data_layer.Registry:
+        registry = super()._extended_by(query)
+        if self._options.override_missing_proteins:
+            return registry
+        return data_layer.with_unmeasured_in_new_panels(registry, self.registry, query)
+
     def _build(self, dataset: data_layer.Dataset | None) -> TOTALVIModel:
         fresh = dataset is not None and not self._loaded
         start = Start.of(dataset, self._options, self.seed) if fresh else Start.unknown(self.registry)

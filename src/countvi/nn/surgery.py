@@ -17,6 +17,7 @@ from countvi.nn.joint import JointEncoder
 from countvi.nn.levels import ByLevel
 from countvi.nn.library import LogNormalLibrary, ResidualLibrary
 from countvi.nn.mlp import BatchNorm, Block, Mlp
+from countvi.nn.trunks import Trunks
 
 _ENCODER, _DECODER, _LIBRARY = "encoder", "decoder", "library"
 _ENCODERS = (GaussianEncoder, JointEncoder)
@@ -75,6 +76,10 @@ def adopt(model: nn.Module, reference: nn.Module, known: Sequence[int]) -> None:
         if name in tables:
             _grow(tensor, weights.get(name), tables[name], known, learned=name in learned)
             continue
+        if name.endswith(".inputs") and name not in weights:
+            # The last layer of a decoder that had no levels to see.
+            tensor.copy_(weights[f"{name.removesuffix('inputs')}weight"].t())
+            continue
         assert name in weights and weights[name].shape == tensor.shape, f"{name} grew, and no part says by which levels"
         tensor.copy_(weights[name])
 
@@ -127,13 +132,13 @@ def _release(side: str, part: nn.Module, freezing: Freezing) -> None:
     elif side == _LIBRARY and not freezing.freeze_library_encoder:
         for parameter in part.parameters(recurse=False):
             parameter.requires_grad_(True)
-    elif isinstance(part, Mlp):
+    elif isinstance(part, Mlp | Trunks):
         held_first = {
             _ENCODER: freezing.freeze_expression,
             _DECODER: freezing.freeze_decoder_first_layer,
             _LIBRARY: True,
         }
-        first = part.layers[0]
+        first = part.first if isinstance(part, Trunks) else part.layers[0]
         assert isinstance(first, Block)
         first.linear.requires_grad_(not held_first[side])
 
@@ -145,7 +150,10 @@ def _parts(module: nn.Module, side: str) -> Iterator[tuple[str, nn.Module]]:
     elif isinstance(module, _ENCODERS) and side != _LIBRARY:
         side = _ENCODER
     yield side, module
-    for child in module.children():
+    children = list(module.children())
+    if isinstance(module, Trunks):  # what follows their first layer has no first layer of its own
+        children = [module.first, *(block for network in module.rest for block in network.children())]
+    for child in children:
         yield from _parts(child, side)
 
 
