@@ -148,34 +148,61 @@ def log_prob_nb(mean, dispersion, out):
     theta, log_theta = dispersion
     for g in range(rate.shape[0]):
         ratio = rate[g] * scale / theta[g]
-        near = log_one_minus(-ratio, ONE + ratio)
+        z = ratio / (TWO + ratio)
+        high = log_one_minus(-ratio, ONE + ratio)
+        near = TWO * z * (ONE + atanh_excess(z)) if ratio < ONE else high
         far = log_rate[g] + shift - log_theta[g]  # NaN comes here too
         out[g] = -theta[g] * (near if ratio < _HUGE else far)
 
 
 @strict
-def slope_nb(mean, theta, out):
-    """Write d log p(0) / d log mu = -theta sigmoid(log mu - log theta)."""
+def _ratio_row(mean, theta, out):
+    """Write mu / theta; return how many are too large for float32 to go on with, or NaN."""
     apart()
     rate, scale, _, _ = mean
+    count = 0
     for g in range(rate.shape[0]):
-        mu = rate[g] * scale
-        out[g] = -theta[g] * (mu / (mu + theta[g]))
+        ratio = rate[g] * scale / theta[g]
+        out[g] = ratio
+        count += 0 if ratio < _HUGE else 1
+    return count
 
 
 @strict
-def slope_theta(mean, dispersion, out):
-    """Write d log p(0) / d log theta."""
+def _from_ratio(theta, value, slope, theta_slope):
+    """From ratios in ``value``: log p(0) in their place, and its slopes by log mu and log theta."""
+    apart()
+    for g in range(theta.shape[0]):
+        ratio = value[g]
+        z, h = ratio / (TWO + ratio), ratio / (ONE + ratio)
+        excess = atanh_excess(z)
+        high = log_one_minus(-ratio, ONE + ratio)
+        value[g] = -theta[g] * (TWO * z * (ONE + excess) if ratio < ONE else high)
+        slope[g] = -theta[g] * h
+        theta_slope[g] = -theta[g] * (TWO * z * (HALF * h + excess) if ratio < ONE else high - h)
+
+
+@strict
+def _from_logs(mean, dispersion, value, slope, theta_slope):
+    """Put right the entries whose ratio is out of range."""
     apart()
     rate, scale, log_rate, shift = mean
     theta, log_theta = dispersion
     for g in range(rate.shape[0]):
-        ratio = rate[g] * scale / theta[g]
-        z, h = ratio / (TWO + ratio), ratio / (ONE + ratio)
-        low = TWO * z * (HALF * h + atanh_excess(z))
-        high = log_one_minus(-ratio, ONE + ratio) - h
-        far = log_rate[g] + shift - log_theta[g] - ONE
-        out[g] = -theta[g] * (low if ratio < ONE else (high if ratio < _HUGE else far))
+        if not rate[g] * scale / theta[g] < _HUGE:  # NaN comes here too, and stays
+            log_ratio = log_rate[g] + shift - log_theta[g]
+            value[g] = -theta[g] * log_ratio
+            slope[g] = -theta[g] + ZERO * log_ratio
+            theta_slope[g] = -theta[g] * (log_ratio - ONE)
+
+
+@strict
+def nb_with_slopes(mean, dispersion, value, slope, theta_slope):
+    """Write log p(0) as :func:`log_prob_nb` does, and its slopes by log mu and log theta."""
+    count = _ratio_row(mean, dispersion[0], value)
+    _from_ratio(dispersion[0], value, slope, theta_slope)
+    if count > 0:
+        _from_logs(mean, dispersion, value, slope, theta_slope)
 
 
 @strict

@@ -61,8 +61,8 @@ POISSON, NEGATIVE_BINOMIAL, ZERO_INFLATED = range(3)
 _N_SLOTS = len(SLOTS)
 
 # Rows of the work space in float32.
-_RATE, _LOG_RATE, _THETA, _FIRST, _SECOND, _THIRD = range(6)
-_N_ROWS = 6
+_RATE, _LOG_RATE, _THETA, _FIRST, _SECOND, _THIRD, _THETA_SLOPE = range(7)
+_N_ROWS = 7
 
 
 @strict
@@ -101,7 +101,15 @@ def _work_space(job, counts, parameters):
     # Rows whose starts differ by a power of two would push each other out of the cache. A row of a slice of the matrix
     # would not be known to be contiguous.
     space = np.empty((_N_ROWS, genes + 80), np.float32)
-    rows = (space[0][:genes], space[1][:genes], space[2][:genes], space[3][:genes], space[4][:genes], space[5][:genes])
+    rows = (
+        space[0][:genes],
+        space[1][:genes],
+        space[2][:genes],
+        space[3][:genes],
+        space[4][:genes],
+        space[5][:genes],
+        space[6][:genes],
+    )
     if job[_THETA_ROWS] == 1:
         dense.exp_into(parameters[2][0], rows[_THETA])
     return rows, np.empty((stored.N_BUFFERS, longest + 40)), np.empty(longest + 40, np.int64)
@@ -130,7 +138,7 @@ def _theta(row, job, parameters, rows):
 
 
 @strict
-def _stored_terms(job, row, parameters, shift, genes, work):
+def _stored_terms(job, row, parameters, shift, rows, genes, work):
     """Fill VALUE and the slopes of the entries that are not zero."""
     n = genes.shape[0]
     stored.pick(parameters[0][row], genes, shift if job[_SOFTMAX] else 0.0, work[stored.LOG_MU])
@@ -139,7 +147,7 @@ def _stored_terms(job, row, parameters, shift, genes, work):
     if job[_FAMILY] == POISSON:
         stored.poisson(work, n)
     else:
-        stored.pick(parameters[2][row % job[_THETA_ROWS]], genes, 0.0, work[stored.LOG_THETA])
+        stored.pick(rows[_THETA], genes, 0.0, work[stored.THETA])
         stored.negative_binomial(work, n)
     if job[_FAMILY] == ZERO_INFLATED:
         stored.pick(parameters[3][row], genes, 0.0, work[stored.THETA])
@@ -149,10 +157,18 @@ def _stored_terms(job, row, parameters, shift, genes, work):
 
 @strict
 def _terms_at_zero(job, row, parameters, mean, rows):
-    """Sum of the terms as if all counts were zero. With inflation, SECOND and THIRD are its slopes."""
+    """Sum of the terms as if all counts were zero; with a gradient, their slopes are left in its row and THETA_SLOPE.
+
+    With inflation, SECOND and THIRD are its slopes.
+    """
     if job[_FAMILY] == POISSON:
         return -dense.total(mean[0]) * mean[1]
-    dense.log_prob_nb(mean, _theta(row, job, parameters, rows), rows[_FIRST])
+    dispersion = _theta(row, job, parameters, rows)
+    if job[_D_LOGITS] != 0:
+        slopes = _matrix(job[_D_LOGITS], job[_ROWS], job[_GENES])[row]
+        dense.nb_with_slopes(mean, dispersion, rows[_FIRST], slopes, rows[_THETA_SLOPE])
+    else:
+        dense.log_prob_nb(mean, dispersion, rows[_FIRST])
     if job[_FAMILY] == ZERO_INFLATED:
         log_odds = parameters[3][row]
         dense.inflate(rows[_FIRST], log_odds, rows[_SECOND], rows[_THIRD])
@@ -162,18 +178,16 @@ def _terms_at_zero(job, row, parameters, mean, rows):
 
 
 @strict
-def _theta_slopes(job, row, parameters, mean, rows, genes, weight, work):
+def _theta_slopes(job, row, rows, genes, weight, work):
     """Write or add up the slopes by log theta."""
-    n_genes = job[_GENES]
-    log_theta = parameters[2][row % job[_THETA_ROWS]]
-    dense.slope_theta(mean, (rows[_THETA], log_theta), rows[_FIRST])
+    slopes, n_genes = rows[_THETA_SLOPE], job[_GENES]
     if job[_FAMILY] == ZERO_INFLATED:
-        dense.multiply(rows[_FIRST], rows[_SECOND])
-    stored.put(work[stored.THETA_SLOPE], genes, rows[_FIRST])
+        dense.multiply(slopes, rows[_SECOND])
+    stored.put(work[stored.THETA_SLOPE], genes, slopes)
     if job[_THETA_ROWS] > 1:
-        dense.copy_scaled(rows[_FIRST], weight, _matrix(job[_D_LOG_THETA], job[_ROWS], n_genes)[row])
+        dense.copy_scaled(slopes, weight, _matrix(job[_D_LOG_THETA], job[_ROWS], n_genes)[row])
     else:
-        dense.add_scaled(rows[_FIRST], weight, _matrix(job[_D_LOG_THETA], job[_CHUNKS], n_genes)[row // job[_CHUNK]])
+        dense.add_scaled(slopes, weight, _matrix(job[_D_LOG_THETA], job[_CHUNKS], n_genes)[row // job[_CHUNK]])
 
 
 @strict
@@ -184,15 +198,13 @@ def _gradient(job, row, parameters, mean, inverse, rows, genes, work):
     slopes = _matrix(job[_D_LOGITS], n_rows, n_genes)[row]
     if job[_FAMILY] == POISSON:
         dense.copy_scaled(mean[0], -mean[1], slopes)
-    else:
-        dense.slope_nb(mean, rows[_THETA], slopes)
     if job[_FAMILY] == ZERO_INFLATED:
         dense.multiply(slopes, rows[_SECOND])
     if job[_D_PI_LOGITS] != 0:
         stored.put(work[stored.KEEP_SLOPE], genes, rows[_THIRD])
         dense.copy_scaled(rows[_THIRD], weight, _matrix(job[_D_PI_LOGITS], n_rows, n_genes)[row])
     if job[_D_LOG_THETA] != 0:
-        _theta_slopes(job, row, parameters, mean, rows, genes, weight, work)
+        _theta_slopes(job, row, rows, genes, weight, work)
     total = dense.total(slopes) + stored.total(work[stored.SLOPE], n)
     stored.put(work[stored.SLOPE], genes, slopes)
     if job[_SOFTMAX]:
@@ -216,7 +228,7 @@ def _row(job, row, parameters, counts, space):
     dense.clear_at(genes, rate)
     mean = (rate, np.float32(scale), log_rate, np.float32(shift))
     out = _terms_at_zero(job, row, parameters, mean, rows)
-    out += _stored_terms(job, row, parameters, shift, genes, work)
+    out += _stored_terms(job, row, parameters, shift, rows, genes, work)
     if job[_D_LOGITS] != 0:
         _gradient(job, row, parameters, mean, inverse, rows, genes, work)
     return out

@@ -161,7 +161,7 @@ def _row(job, row, dense_counts, all_proteins, work):
     proteins = all_proteins[: _gather(job, row % job[_CELLS], dense_counts, all_proteins, work)]
     n = proteins.shape[0]
     log_theta = _matrix(job[_LOG_THETA], job[_THETA_ROWS], n_proteins)[row % job[_THETA_ROWS]]
-    stored.pick(log_theta, proteins, 0.0, work[stored.LOG_THETA])
+    stored.pick_exp(log_theta, proteins, work[stored.THETA])
     stored.pick(_matrix(job[_MIXING_LOGITS], n_rows, n_proteins)[row], proteins, 0.0, work[_ODDS])
     stored.pick(_matrix(job[_LOG_BACKGROUND], n_rows, n_proteins)[row], proteins, 0.0, work[stored.LOG_MU])
     stored.ratios(work, n)

@@ -58,6 +58,14 @@ def pick(row, genes, shift, out):
 
 
 @strict
+def pick_exp(row, genes, out):
+    """Write ``exp(row[genes])`` to the beginning of ``out``."""
+    apart()
+    for j in range(genes.shape[0]):
+        out[j] = exp64(np.float64(row[genes[j]]))
+
+
+@strict
 def log_softplus_in_place(logits, n, shift):
     """Replace logits by log(log(1 + exp(logits))) + shift."""
     apart()
@@ -69,16 +77,14 @@ def log_softplus_in_place(logits, n, shift):
 
 @strict
 def ratios(work, n):
-    """From log mu and log theta: mu, theta, their ratio and its log1p."""
+    """From log mu and theta: mu, its ratio to theta, and the log1p of that."""
     apart()
-    log_mu, log_theta = work[LOG_MU], work[LOG_THETA]
-    mu, theta, ratio, log1p = work[MU], work[THETA], work[RATIO], work[LOG1P]
+    log_mu, theta = work[LOG_MU], work[THETA]
+    mu, ratio, log1p = work[MU], work[RATIO], work[LOG1P]
     for j in range(n):
         mu[j] = exp64(log_mu[j])
     for j in range(n):
-        theta[j] = exp64(log_theta[j])
-    for j in range(n):
-        ratio[j] = exp64(log_mu[j] - log_theta[j])
+        ratio[j] = mu[j] / theta[j]
     for j in range(n):
         log1p[j] = log1p64(ratio[j])
 
@@ -161,7 +167,7 @@ def gammas(work, n):
 
 @strict
 def negative_binomial(work, n):
-    """Fill VALUE, SLOPE (by log mu) and THETA_SLOPE (by log theta) from X, LOG_MU and LOG_THETA."""
+    """Fill VALUE, SLOPE (by log mu) and THETA_SLOPE (by log theta) from X, LOG_MU and THETA."""
     apart()
     ratios(work, n)
     gammas(work, n)
