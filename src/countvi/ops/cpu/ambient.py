@@ -16,7 +16,7 @@ from numba import carray
 
 from countvi.ops.cpu import dense, stored
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
-from countvi.ops.cpu.elementary import HALF, ONE, TWO, ZERO, atanh_excess, exp, exp64, log, log64, log_one_minus
+from countvi.ops.cpu.elementary import ONE, TWO, ZERO, atanh_excess, exp, exp64, log, log64
 
 SLOTS = (
     "ticket",
@@ -33,7 +33,6 @@ SLOTS = (
     "log_library",
     "log_theta",
     "theta",
-    "least_theta",
     "background",
     "log_scaling",
     "scaling",
@@ -55,19 +54,16 @@ SLOTS = (
 
 There are ``rows`` rows of parameters; row ``r`` has the counts and the codes of cell ``r % cells``. There is no
 gradient without ``d_logits``. ``d_log_theta``, ``d_log_background`` and ``d_log_scaling`` have a table per chunk.
-``least_theta`` is the smallest theta of each row of its table.
 """
 
 (_TICKET, _ROWS, _CELLS, _GENES, _CHUNK, _CHUNKS, _NONZEROS) = range(7)
 (_THETA_ROWS, _BACKGROUND_ROWS, _SCALING_ROWS) = range(7, 10)
-(_LOGITS, _LOG_LIBRARY, _LOG_THETA, _THETA, _LEAST_THETA, _BACKGROUND, _LOG_SCALING, _SCALING) = range(10, 18)
-(_THETA_CODE, _BACKGROUND_CODE, _SCALING_CODE, _VALUES, _COLUMNS, _OFFSETS) = range(18, 24)
-(_WEIGHT, _OUT, _D_LOGITS, _D_LOG_LIBRARY, _D_LOG_THETA, _D_LOG_BACKGROUND, _D_LOG_SCALING) = range(24, 31)
+(_LOGITS, _LOG_LIBRARY, _LOG_THETA, _THETA, _BACKGROUND, _LOG_SCALING, _SCALING) = range(10, 17)
+(_THETA_CODE, _BACKGROUND_CODE, _SCALING_CODE, _VALUES, _COLUMNS, _OFFSETS) = range(17, 23)
+(_WEIGHT, _OUT, _D_LOGITS, _D_LOG_LIBRARY, _D_LOG_THETA, _D_LOG_BACKGROUND, _D_LOG_SCALING) = range(23, 30)
 _N_SLOTS = len(SLOTS)
 # What the exponential gives for everything that underflows.
 _LEAST = np.float32(2e-38)
-# Below this ratio of mu to theta nothing overflows in float32.
-_SAFE = np.float32(1e29)
 # Rows of the work space in float32.
 _N_ROWS = 6
 
@@ -109,20 +105,6 @@ def _log_row(row, out):
     apart()
     for g in range(row.shape[0]):
         out[g] = log(row[g]) if row[g] > ZERO else row[g] - ONE / ZERO  # NaN stays
-
-
-@strict
-def _zeros(mean, theta, value, theta_slope):
-    """Write log p(0) and its slope by log theta, where mu / theta is far from overflow."""
-    apart()
-    rate, scale = mean
-    for g in range(rate.shape[0]):
-        ratio = rate[g] * scale / theta[g]
-        z, h = ratio / (TWO + ratio), ratio / (ONE + ratio)
-        log1p = log_one_minus(-ratio, ONE + ratio)
-        low = TWO * z * (HALF * h + atanh_excess(z))
-        value[g] = -theta[g] * log1p
-        theta_slope[g] = -theta[g] * (low if ratio < ONE else log1p - h)
 
 
 @strict
@@ -170,11 +152,7 @@ def _parameters(job):
     n_rows, genes, cells, n = job[_ROWS], job[_GENES], job[_CELLS], job[_NONZEROS]
     return (
         (_matrix(job[_LOGITS], n_rows, genes), _matrix(job[_LOG_LIBRARY], 1, n_rows)[0]),
-        (
-            _matrix(job[_LOG_THETA], job[_THETA_ROWS], genes),
-            _matrix(job[_THETA], job[_THETA_ROWS], genes),
-            _matrix(job[_LEAST_THETA], 1, job[_THETA_ROWS])[0],
-        ),
+        (_matrix(job[_LOG_THETA], job[_THETA_ROWS], genes), _matrix(job[_THETA], job[_THETA_ROWS], genes)),
         _matrix(job[_BACKGROUND], job[_BACKGROUND_ROWS], genes),
         (_matrix(job[_LOG_SCALING], job[_SCALING_ROWS], genes), _matrix(job[_SCALING], job[_SCALING_ROWS], genes)),
         (
@@ -223,16 +201,10 @@ def _terms_at_zero(mean, dispersion, slope, rows):
     """Fill value and theta's slope in ``rows``, and the slope by log mu."""
     _, _, _, value, theta_slope, log_rate = rows
     rate, scale, shift = mean
-    theta, log_theta, least_theta = dispersion
     whole = (rate, scale, log_rate, shift)
-    dense.slope_nb(whole, theta, slope)
-    # NaN takes the long way, which keeps it.
-    if dense.row_max(rate) * scale < _SAFE * least_theta:
-        _zeros((rate, scale), theta, value, theta_slope)
-        return
-    _log_row(rate, log_rate)
-    dense.log_prob_nb(whole, (theta, log_theta), value)
-    dense.slope_theta(whole, (theta, log_theta), theta_slope)
+    if dense.nb_with_slopes(whole, dispersion[0], value, slope, theta_slope) > 0:
+        _log_row(rate, log_rate)
+        dense.nb_from_logs(whole, dispersion, value, slope, theta_slope)
 
 
 @strict
@@ -263,7 +235,7 @@ def _row(job, row, chunk, parameters, space):
     """Log-likelihood of one row, and its gradient if asked."""
     rows, work, all_genes = space
     own, rate, sigmoid, value, _, log_rate = rows
-    (logits, log_library), (log_theta, theta, least_theta), backgrounds, (log_scaling, scaling), counts = parameters
+    (logits, log_library), (log_theta, theta), backgrounds, (log_scaling, scaling), counts = parameters
     cells = job[_CELLS]
     cell = row % cells
     t = _code(job[_THETA_CODE], cells, cell)
@@ -277,10 +249,10 @@ def _row(job, row, chunk, parameters, space):
     mean = (rate, np.float32(math.exp(shift)), np.float32(shift))
     with_gradient = job[_D_LOGITS] != 0
     slopes = _matrix(job[_D_LOGITS], job[_ROWS], job[_GENES])[row] if with_gradient else log_rate
-    _terms_at_zero(mean, (theta[t], log_theta[t], least_theta[t]), slopes, rows)
+    _terms_at_zero(mean, (theta[t], log_theta[t]), slopes, rows)
     out = dense.total(value)
     _logs_at(logits[row], backgrounds[b], log_scaling[y], shift, nonzero, work[stored.LOG_MU])
-    stored.pick(log_theta[t], nonzero, 0.0, work[stored.LOG_THETA])
+    stored.pick(theta[t], nonzero, 0.0, work[stored.THETA])
     stored.negative_binomial(work, nonzero.shape[0])
     if with_gradient:
         _spread(job, row, chunk, (t, b, y), backgrounds[b], slopes, nonzero, space)

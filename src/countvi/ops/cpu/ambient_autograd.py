@@ -129,7 +129,6 @@ def solve(
     logits = inputs[0].expand(shape).reshape(-1, n_genes).contiguous()
     log_library = inputs[1].expand(shape[:-1]).reshape(-1).contiguous()
     log_theta, log_background, log_scaling = (table.contiguous() for table in inputs[2:])
-    theta = log_theta.exp()
     sizes = [table.shape[0] for table in (log_theta, log_background, log_scaling)]
     most = max(1, min(-(-n_rows // _CHUNK), _SPACE // max(1, sum(sizes) * n_genes)))
     chunk = max(1, -(-n_rows // most))
@@ -159,8 +158,7 @@ def solve(
         logits=logits,
         log_library=log_library,
         log_theta=log_theta,
-        theta=theta,
-        least_theta=theta.amin(1),
+        theta=log_theta.exp(),
         background=log_background.exp(),
         log_scaling=log_scaling,
         scaling=log_scaling.exp(),

@@ -159,7 +159,7 @@ def log_prob_nb(mean, dispersion, out):
 def _ratio_row(mean, theta, out):
     """Write mu / theta; return how many are too large for float32 to go on with, or NaN."""
     apart()
-    rate, scale, _, _ = mean
+    rate, scale = mean[0], mean[1]
     count = 0
     for g in range(rate.shape[0]):
         ratio = rate[g] * scale / theta[g]
@@ -183,8 +183,8 @@ def _from_ratio(theta, value, slope, theta_slope):
 
 
 @strict
-def _from_logs(mean, dispersion, value, slope, theta_slope):
-    """Put right the entries whose ratio is out of range."""
+def nb_from_logs(mean, dispersion, value, slope, theta_slope):
+    """Put right the entries that :func:`nb_with_slopes` counted."""
     apart()
     rate, scale, log_rate, shift = mean
     theta, log_theta = dispersion
@@ -197,12 +197,14 @@ def _from_logs(mean, dispersion, value, slope, theta_slope):
 
 
 @strict
-def nb_with_slopes(mean, dispersion, value, slope, theta_slope):
-    """Write log p(0) as :func:`log_prob_nb` does, and its slopes by log mu and log theta."""
-    count = _ratio_row(mean, dispersion[0], value)
-    _from_ratio(dispersion[0], value, slope, theta_slope)
-    if count > 0:
-        _from_logs(mean, dispersion, value, slope, theta_slope)
+def nb_with_slopes(mean, theta, value, slope, theta_slope):
+    """Write log p(0) as :func:`log_prob_nb` does, and its slopes by log mu and log theta.
+
+    Returns how many entries :func:`nb_from_logs` has to put right.
+    """
+    count = _ratio_row(mean, theta, value)
+    _from_ratio(theta, value, slope, theta_slope)
+    return count
 
 
 @strict

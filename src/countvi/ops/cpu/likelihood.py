@@ -166,7 +166,8 @@ def _terms_at_zero(job, row, parameters, mean, rows):
     dispersion = _theta(row, job, parameters, rows)
     if job[_D_LOGITS] != 0:
         slopes = _matrix(job[_D_LOGITS], job[_ROWS], job[_GENES])[row]
-        dense.nb_with_slopes(mean, dispersion, rows[_FIRST], slopes, rows[_THETA_SLOPE])
+        if dense.nb_with_slopes(mean, dispersion[0], rows[_FIRST], slopes, rows[_THETA_SLOPE]) > 0:
+            dense.nb_from_logs(mean, dispersion, rows[_FIRST], slopes, rows[_THETA_SLOPE])
     else:
         dense.log_prob_nb(mean, dispersion, rows[_FIRST])
     if job[_FAMILY] == ZERO_INFLATED:
