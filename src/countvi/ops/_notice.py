@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,10 +16,16 @@ _NOTICE = "countvi: compiling its kernels for this machine. This takes some seco
 @contextmanager
 def noticed() -> Iterator[None]:
     """Print to standard error if what happens in the ``with`` block takes long."""
-    notice = threading.Timer(_PATIENCE, lambda: print(_NOTICE, file=sys.stderr, flush=True))
+    notice = threading.Timer(_PATIENCE, _tell)
     notice.daemon = True
     notice.start()
     try:
         yield
     finally:
         notice.cancel()
+
+
+@functools.cache
+def _tell() -> None:
+    """Print the notice, once in a process."""
+    print(_NOTICE, file=sys.stderr, flush=True)

@@ -127,10 +127,13 @@ def _solve(
     out = hidden.new_empty(n_spots)
     slopes = None
     if any(needed):
-        rows = [hidden.new_empty(n_spots, n_genes) if need else None for need in (needed[1], True, needed[5])]
-        d_hidden = torch.empty_like(hidden) if needed[0] else None
         slopes = _Slopes(
-            d_hidden, rows[0], torch.empty_like(abundance), rows[1], torch.empty_like(log_library), rows[2]
+            hidden=torch.empty_like(hidden) if needed[0] else None,
+            log_alpha=hidden.new_empty(n_spots, n_genes) if needed[1] else None,
+            abundance=torch.empty_like(abundance),
+            shape=hidden.new_empty(n_spots, n_genes),
+            log_library=torch.empty_like(log_library),
+            p_logits=hidden.new_empty(n_spots, n_genes) if needed[5] else None,
         )
     numbers = {
         "spots": n_spots,

@@ -109,8 +109,9 @@ def _solve(
     theta = theta.reshape(-1, n_proteins).contiguous()
     out, chunks, gradients = weight.new_empty(n_rows), -(-n_rows // _CHUNK), None
     if with_gradient:
+        by_mean_one, by_mean_two, by_odds = (torch.empty_like(t) for t in rows)
         by_theta = weight.new_empty(chunks if theta.shape[0] == 1 else n_rows, n_proteins)
-        gradients = _Gradients(*(torch.empty_like(t) for t in rows), by_theta)
+        gradients = _Gradients(by_mean_one, by_mean_two, by_odds, by_theta)
     run(
         mixture.MIXTURE,
         mixture.SLOTS,
