@@ -47,6 +47,8 @@ class LevelTable(ByLevel):
 
     def forward(self, design: Design) -> Tensor:
         """Return the summed vectors, shape ``(cells, n_out)``."""
+        if len(self.factors) == 1:
+            return functional.embedding(design.levels(self.factors[0]), self.weight)
         rows = design.codes.index_select(1, self.columns) + self.offsets
         return functional.embedding(rows, self.weight).sum(1)
 
