@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy import stats
+from tests.estimators.conftest import make_adata
 from tests.estimators.regularized import QUIET, SMALL, make_mdata, make_rna
 
 import countvi
@@ -188,6 +189,64 @@ def test_cell_types_of_a_model_that_is_given_them(adata):
         table = model.differential_expression(batch_correction=correction, **options)
         means = model.get_normalized_expression(transform_batch=batches, n_samples=40)[table.index]
         np.testing.assert_allclose(table["scale1"], means[inside].mean(), rtol=0.05)
+
+
+@pytest.fixture(scope="module")
+def totalvi():
+    """RNA of two types and four proteins, the last of which was not measured in batch b2."""
+    adata = make_adata()
+    rng = np.random.default_rng(1)
+    high = (adata.obs["label"] == "T").to_numpy()[:, None] * np.array([1.0, 0.0, 1.0, 1.0]) * 40
+    protein = pd.DataFrame(rng.poisson(high + 4), index=adata.obs_names, columns=["CD3", "CD19", "CD4", "CD8"])
+    protein = protein.astype(float)
+    protein.loc[adata.obs["batch"] == "b2", "CD8"] = np.nan
+    adata.obsm["protein"] = protein
+    countvi.TOTALVI.setup_anndata(adata, "protein", batch_key="batch")
+    model = countvi.TOTALVI(adata, n_latent=3, n_hidden=16, empirical_protein_background_prior=False)
+    model.train(30, enable_progress_bar=False)
+    return model
+
+
+def test_genes_and_proteins_side_by_side(totalvi):
+    adata = totalvi.adata
+    options = {"groupby": "label", "group1": "T", "n_samples_overall": 3000}
+    table = totalvi.differential_expression(**options)
+    proteins = [f"{name}_protein" for name in ("CD3", "CD19", "CD4", "CD8")]
+    assert set(table.index) == {*adata.var_names, *proteins}
+    high = (adata.obs["label"] == "T").to_numpy()
+    rna, protein = totalvi.get_normalized_expression(n_samples=60)
+    np.testing.assert_allclose(table["scale1"][adata.var_names], rna[high].mean(), rtol=0.05)
+    np.testing.assert_allclose(table["scale2"][proteins], protein[~high].mean(), rtol=0.2)
+    assert (table["lfc_median"][["CD3_protein", "CD4_protein", "CD8_protein"]] > 1).all()
+    measured = adata.obsm["protein"]
+    np.testing.assert_allclose(table["raw_mean1"][proteins], measured[high].mean())  # pandas leaves NaN out
+    assert table["raw_normalized_mean1"][proteins].isna().all()
+    assert table["raw_normalized_mean1"][adata.var_names].notna().all()
+    np.testing.assert_allclose(table["pseudocounts"][proteins], 0.1)
+    np.testing.assert_allclose(table["pseudocounts"][adata.var_names], 1e-5)
+    alone = totalvi.differential_expression(use_field="protein", **options)
+    assert set(alone.index) == set(proteins)
+
+
+def test_protein_options(totalvi):
+    options = {"groupby": "label", "group1": "T", "n_samples_overall": 3000, "use_field": ["protein"]}
+    high = (totalvi.adata.obs["label"] == "T").to_numpy()
+    plain = totalvi.differential_expression(**options)
+    for given in (
+        {"include_protein_background": True},
+        {"scale_protein": True},
+        {"scale_protein": True, "include_protein_background": True},
+    ):
+        table = totalvi.differential_expression(**options, **given)
+        _, protein = totalvi.get_normalized_expression(n_samples=60, **given)
+        protein.columns = [f"{name}_protein" for name in protein.columns]
+        np.testing.assert_allclose(table["scale1"], protein[high].mean()[table.index], rtol=0.1)
+    mixed = totalvi.differential_expression(**options, sample_protein_mixing=True)
+    assert (mixed["lfc_std"][plain.index] > plain["lfc_std"]).any()
+    estimated = totalvi.differential_expression(groupby="label", pseudocounts=None, n_samples_overall=50)
+    assert (estimated["pseudocounts"] < 0.1).any()
+    with pytest.raises(OptionError, match="use_field takes"):
+        totalvi.differential_expression(groupby="label", use_field=["atac"])
 
 
 # ---------------------------------------------------------------- simulations

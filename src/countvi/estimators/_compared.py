@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -176,10 +177,14 @@ class ComparedEstimator(CountEstimator, ABC):
         Lopez et al., Nature Methods 15 (2018); Boyeau et al., bioRxiv 794289 (2019); Boyeau et al., PNAS 120 (2023);
         Squair et al., Nature Communications 12 (2021).
         """
-        given = dict(locals())
-        groups = Groups(**{name: given[name] for name in Groups.__dataclass_fields__})
-        request = Request(**{name: given[name] for name in Request.__dataclass_fields__})
+        groups, request = _parsed(locals())
         return self._compare(adata, groups, request, modality, batch_size)
+
+    def _asked(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> tuple[dict[str, Any], Groups, Request]:
+        """Arguments of :meth:`differential_expression` with their defaults, and as what they mean."""
+        bound = inspect.signature(ComparedEstimator.differential_expression).bind(self, *arguments, **named)
+        bound.apply_defaults()
+        return bound.arguments, *_parsed(bound.arguments)
 
     def _compare(
         self, adata: Container | None, groups: Groups, request: Request, modality: str | None, batch_size: int | None
@@ -200,3 +205,8 @@ class ComparedEstimator(CountEstimator, ABC):
         """What of a modality is compared: expected frequencies."""
         names = np.asarray(self.registry.modality(modality).feature_names, dtype=object)
         return Feature(names, query.Scale(self.module, modality), [modality])
+
+
+def _parsed(given: Mapping[str, Any]) -> tuple[Groups, Request]:
+    groups = Groups(**{name: given[name] for name in Groups.__dataclass_fields__})
+    return groups, Request(**{name: given[name] for name in Request.__dataclass_fields__})

@@ -169,8 +169,8 @@ class Request:
                 raise OptionError(message)
             return query.Greater(strict=there)
         return query.Change(
-            delta=None if self.delta is None else _number("delta", self.delta),
-            pseudocounts=default if self.pseudocounts is None else _number("pseudocounts", self.pseudocounts),
+            delta=None if self.delta is None else number("delta", self.delta),
+            pseudocounts=default if self.pseudocounts is None else number("pseudocounts", self.pseudocounts),
             two_sided=two_sided,
             effect=_effect(self.change_fn),
             region=self.m1_domain_fn,
@@ -376,7 +376,14 @@ def _as_list(values: Any) -> list[Any]:
     return list(values) if isinstance(values, (list, tuple, np.ndarray, pd.Index, pd.Series)) else [values]
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """Return a number of at least zero.
+
+    Raises
+    ------
+    OptionError
+        If it is not one.
+    """
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not real or not np.isfinite(value) or value < 0:
         message = f"{name} must be a number of at least 0; got {value!r}."
@@ -385,7 +392,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _share(name: str, value: Any) -> float:
-    if not 0 < _number(name, value) < 1:
+    if not 0 < number(name, value) < 1:
         message = f"{name} must be between 0 and 1; got {value!r}."
         raise OptionError(message)
     return float(value)

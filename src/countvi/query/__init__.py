@@ -22,7 +22,14 @@ from countvi.query.neighbors import Located, vote
 from countvi.query.outliers import inliers
 from countvi.query.populations import Drawing
 from countvi.query.predictive import joint_predictive, library_size, likelihood_parameters, posterior_predictive
-from countvi.query.protein import background_mean, foreground_probability, protein_expression
+from countvi.query.protein import (
+    Denoised,
+    SideBySide,
+    background_mean,
+    foreground_probability,
+    mixing_stream,
+    protein_expression,
+)
 from countvi.query.raw import CountSums, sum_counts
 from countvi.query.replicates import Replicates
 from countvi.query.spots import abundances, type_counts, type_expression, type_states
@@ -37,6 +44,7 @@ __all__ = [
     "Comparison",
     "CountSums",
     "Counterfactual",
+    "Denoised",
     "Drawing",
     "Greater",
     "Hypothesis",
@@ -45,6 +53,7 @@ __all__ = [
     "Replicates",
     "Scale",
     "Setting",
+    "SideBySide",
     "Sink",
     "VampMixture",
     "Writable",
@@ -68,6 +77,7 @@ __all__ = [
     "likelihood_parameters",
     "log_fold",
     "marginal_log_likelihood",
+    "mixing_stream",
     "modality_attribution",
     "modality_latents",
     "normalized_expression",

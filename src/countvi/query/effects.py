@@ -134,8 +134,8 @@ class Change(Hypothesis):
     delta
         The threshold; ``None`` estimates it from the effects of all features.
     pseudocounts
-        Added to expression before logarithms; one per feature, or one for all. ``None`` estimates it from features that
-        are hardly seen.
+        Added to expression before logarithms; one per feature, or one for all. ``None``, and NaN for a feature,
+        estimates it from features that are hardly seen.
     two_sided
         Take the sum of the probabilities of an increase and of a decrease, and not the larger one.
     effect
@@ -215,15 +215,19 @@ class Change(Hypothesis):
         return _share(up), _share(down)
 
     def _pseudocounts(self, pair: Pair) -> np.ndarray:
-        if self.pseudocounts is not None:
-            return np.broadcast_to(np.asarray(self.pseudocounts, dtype=np.float64), (pair.n_features,)).copy()
-        largest = pair.collect(lambda _, a, b: {"first": a.amax(0), "second": b.amax(0)})
-        found = [
-            float(np.quantile(values[low], 0.9)) if low.any() else _LEAST_PSEUDOCOUNT
-            for values, low in zip(largest.values(), pair.low, strict=True)
-        ]
-        value = max(found) / (pair.n_features if self.of_features else 1)
-        return np.full(pair.n_features, max(value, _LEAST_PSEUDOCOUNT))
+        given = np.nan if self.pseudocounts is None else np.asarray(self.pseudocounts, dtype=np.float64)
+        values = np.broadcast_to(given, (pair.n_features,)).copy()
+        wanted = np.isnan(values)
+        if wanted.any():
+            largest = pair.collect(lambda _, a, b: {"first": a.amax(0), "second": b.amax(0)})
+            masks = [low & wanted for low in pair.low]
+            found = [
+                float(np.quantile(most[low], 0.9)) if low.any() else _LEAST_PSEUDOCOUNT
+                for most, low in zip(largest.values(), masks, strict=True)
+            ]
+            value = max(found) / (pair.n_features if self.of_features else 1)
+            values[wanted] = max(value, _LEAST_PSEUDOCOUNT)
+        return values
 
 
 def log_fold(first: Tensor, second: Tensor, pseudocounts: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from countvi import seeding
-from countvi.batch import PROTEIN, Design
+from countvi.batch import PROTEIN, RNA, Design
 from countvi.errors import OptionError
 from countvi.likelihoods import MixtureRate
 from countvi.models._base import CountModel
@@ -201,7 +201,7 @@ def protein_expression(
     if n_samples_overall is not None:
         cells, n_samples = resampled(cells, n_samples_overall, seed), 1
     drawn = n_samples_overall is not None or not (return_mean or n_samples == 1)
-    mixing = generator(seed, Stream.PROTEIN_MIXING, cells.device) if sample_mixing else None
+    mixing = mixing_stream(seed, cells.device) if sample_mixing else None
     compute = Denoised(background, normalise, mixing, exact=not drawn)
     return protein_readout(model, cells, compute, n_samples=n_samples, return_mean=return_mean, seed=seed, **arguments)
 
@@ -229,3 +229,37 @@ def resampled(cells: Cells, n: int, seed: int) -> Cells:
         raise OptionError(message)
     chosen = torch.randint(len(cells), (n,), generator=generator(seed, Stream.RESAMPLED_CELLS)).numpy()
     return dataclasses.replace(cells, rows=cells.rows[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """Expected frequencies of genes, expression of proteins, or both, as a function of latent variables.
+
+    Parameters
+    ----------
+    model
+        A model with proteins.
+    rna
+        Take the genes.
+    protein
+        How to take the proteins; ``None`` leaves them out.
+    """
+
+    model: CountModel
+    rna: bool = True
+    protein: Denoised | None = None
+
+    def __call__(self, latents: Any, design: Design) -> Tensor:
+        """Return expression, ``(*samples, cells, features)``, genes first."""
+        likelihoods = self.model.generate(latents, design)
+        parts = [likelihoods[RNA].rate.scale] if self.rna else []
+        if self.protein is not None:
+            rate = likelihoods[PROTEIN].rate
+            assert isinstance(rate, MixtureRate)
+            parts.append(self.protein(rate))
+        return torch.cat(parts, dim=-1)
+
+
+def mixing_stream(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the stream that decides which counts of proteins are background."""
+    return generator(seed, Stream.PROTEIN_MIXING, device)

@@ -76,7 +76,7 @@ def sum_counts(
     members = _membership(cells, populations, measured)
     n_features = cells.n_features(modality)
     sums = np.zeros((3, len(populations), n_features))
-    n_scaled = np.zeros(len(populations))
+    n_cells, n_scaled = np.zeros((len(populations), n_features)), np.zeros((len(populations), 1))
     for block, batch in cells:
         counts, part = batch.counts[modality].to("cpu"), members[:, block]
         values, totals = counts.values.double().numpy(), counts.totals().double().numpy()
@@ -85,13 +85,12 @@ def sum_counts(
         scaled = values * np.repeat(weight, np.diff(offsets))
         for out, entries in zip(sums, (values, (values != 0).astype(np.float64), scaled), strict=True):
             out += (part @ sp.csr_array((entries, columns, offsets), shape=(counts.n_cells, n_features))).toarray()
-        n_scaled += part @ (totals > 0).astype(np.float64)
-    n_cells = np.diff(members.indptr)
-    wide = np.ones(n_features)
+        n_scaled += part @ (totals > 0).astype(np.float64)[:, None]
+        entries = batch.design.measured_entries(modality)
+        n_cells += part.sum(1)[:, None] if entries is None else part @ entries.cpu().numpy().astype(np.float64)
     total, seen, scaled = sums
-    return [
-        CountSums(total[i], seen[i], scaled[i], n_cells[i] * wide, n_scaled[i] * wide) for i in range(len(populations))
-    ]
+    wide = np.broadcast_to(n_scaled, n_cells.shape)
+    return [CountSums(total[i], seen[i], scaled[i], n_cells[i], wide[i]) for i in range(len(populations))]
 
 
 def _ratio(total: np.ndarray, n: np.ndarray) -> np.ndarray:
