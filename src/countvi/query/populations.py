@@ -25,8 +25,22 @@ from countvi.query.scratch import scratch
 
 WIDTH = 256
 """Features that lie together: what is computed from draws is computed for so many at a time."""
-# Numbers decoded at once: 32 MiB in float32.
-_DECODED = 2**23
+# Numbers decoded at once: 4 MiB in float32, which stay in the cache.
+_DECODED = 2**20
+
+
+class Workspace:
+    """Arrays that are used again: on fresh memory the system spends more time than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def array(self, name: str, *shape: int) -> Tensor:
+        """Return a float32 array of a shape, with whatever is in it; the last one of that name is no longer valid."""
+        size = int(np.prod(shape))
+        if name not in self._held or self._held[name].numel() < size:
+            self._held[name] = torch.empty(size)
+        return self._held[name][:size].view(*shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +62,19 @@ class Draws:
     n_features: int
 
     def at(self, places: np.ndarray | None) -> Iterator[Tensor]:
-        """Yield the draws at ``places`` (all for ``None``) chunk by chunk, ``(draws, features of the chunk)``."""
+        """Yield the draws at ``places`` (all for ``None``) chunk by chunk, ``(draws, features of the chunk)``.
+
+        Each is valid until the next, and not to be written to.
+        """
+        room = Workspace()
         for i, columns in enumerate(chunks(self.n_features)):
             block = self.values[i, :, : columns.stop - columns.start]
-            yield torch.from_numpy(np.ascontiguousarray(block if places is None else block[places]))
+            if places is not None:
+                picked = room.array("picked", len(places), block.shape[1])
+                np.take(block, places, axis=0, out=picked.numpy(), mode="clip")
+                yield picked
+            else:
+                yield torch.from_numpy(np.ascontiguousarray(block))
 
 
 @dataclass(frozen=True, eq=False)
