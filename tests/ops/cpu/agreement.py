@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -222,3 +224,14 @@ def assert_agrees(inputs: Inputs, case: Case, link: Link, weight: Tensor | None 
     assert_within(value, expected, allowed)
     for triple in zip(gradients, expected_gradients, allowed_gradients, strict=True):
         assert_within(*triple)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Compute on so many threads in the ``with`` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

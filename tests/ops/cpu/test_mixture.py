@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ops.cpu.agreement import threads
 from torch import Tensor
 
 from countvi import ops
 from countvi.batch import CountBlock
+from countvi.errors import OptionError
 
 pytest.importorskip("numba")
 
@@ -93,6 +95,32 @@ def test_asked_for_twice() -> None:
         loss = -ops.negative_binomial_mixture(leaf, *tensors[1:], counts).mean()
     once, twice = (torch.autograd.grad(loss, leaf, retain_graph=True)[0].clone() for _ in range(2))
     assert torch.equal(once, twice)
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    tensors, counts, measured = problem(120, 60)
+    one, two = [], []
+    for number, results in ((1, one), (2, two)):
+        with threads(number):
+            results += evaluate("cpu", torch.float32, tensors, counts, measured, None)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened(narrow: torch.dtype) -> None:
+    tensors, counts, measured = problem(5, 7)
+    tensors = [t.to(narrow) for t in tensors]
+    with ops.backend("cpu"):
+        out = ops.negative_binomial_mixture(*tensors, counts, measured)
+        assert torch.equal(out, ops.negative_binomial_mixture(*(t.float() for t in tensors), counts, measured))
+
+
+def test_float64_has_no_kernel() -> None:
+    tensors, counts, _ = problem(5, 7)
+    tensors = [t.double() for t in tensors]
+    assert ops.negative_binomial_mixture(*tensors, counts).dtype == torch.float64
+    with ops.backend("cpu"), pytest.raises(OptionError, match=r"torch\.float32"):
+        ops.negative_binomial_mixture(*tensors, counts)
 
 
 def test_nothing_measured() -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.cpu.agreement import COUNT_CASES, LINKS, Inputs, draw, draw_weight, run
+from tests.ops.cpu.agreement import COUNT_CASES, LINKS, Inputs, draw, draw_weight, run, threads
 from tests.reference.cases import NB, POISSON, ZINB, Case
 from torch import Tensor
 
@@ -26,16 +24,6 @@ pytest.importorskip("numba")
 CASES = pytest.mark.parametrize("case", COUNT_CASES, ids=str)
 EVERY_LINK = pytest.mark.parametrize("link", LINKS)
 extreme = st.floats(-1e4, 1e4, width=32)
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def bits(inputs: Inputs, case: Case, link: Link, weight: Tensor | None = None) -> list[Tensor]:

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from tests.ops.cpu.agreement import threads
 from torch import Tensor
 
 from countvi import ops
@@ -148,6 +149,32 @@ def test_asked_for_twice(of_spots: bool) -> None:
             loss = -ops.mixed_types_negative_binomial(leaf, layer, *tensors[1:], counts).mean()
     once, twice = (torch.autograd.grad(loss, leaf, retain_graph=True)[0].clone() for _ in range(2))
     assert torch.equal(once, twice)
+
+
+@pytest.mark.parametrize("of_spots", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(of_spots: bool) -> None:
+    """With products small enough for torch, which are not the kernel's."""
+    tensors, counts, layer = spots_problem(60, 600, units=2) if of_spots else (*cells_problem(100, 800), None)
+    one, two = [], []
+    for number, results in ((1, one), (2, two)):
+        with threads(number):
+            results += evaluate("cpu", torch.float32, tensors, counts, None, layer)
+    kept = slice(0, 1) if of_spots else slice(None)
+    assert all(torch.equal(a, b) for a, b in zip(one[kept], two[kept], strict=True))
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened(narrow: torch.dtype) -> None:
+    tensors, counts, layer = spots_problem(5, 7)
+    found = evaluate("cpu", torch.float32, [t.to(narrow).float() for t in tensors], counts, None, layer)
+    hidden, *rest = (t.to(narrow) for t in tensors)
+    with ops.backend("cpu"):
+        assert torch.equal(ops.mixed_types_negative_binomial(hidden, layer, *rest, counts), found[0])
+    tensors, counts = cells_problem(5, 7)
+    narrowed = [t.to(narrow) for t in tensors]
+    with ops.backend("cpu"):
+        out = ops.rate_shape_negative_binomial(*narrowed, counts)
+        assert torch.equal(out, ops.rate_shape_negative_binomial(*(t.float() for t in narrowed), counts))
 
 
 def test_extremes_of_cells_are_finite() -> None:
