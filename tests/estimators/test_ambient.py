@@ -98,6 +98,21 @@ def test_it_trains_on_after_loading(tmp_path: Path) -> None:
     assert np.isfinite(loaded.history["elbo_train"]).all()
 
 
+def test_there_is_no_weight_decay_unless_asked_for() -> None:
+    """It would be a second prior of background, factors and dispersions."""
+
+    def background(**arguments: Any) -> Any:
+        model = build(SETUPS["batch"])
+        model.train(2, **arguments, **QUIET)
+        return model.get_background_profile()
+
+    plain = background()
+    pd.testing.assert_frame_equal(plain, background(plan_kwargs={"weight_decay": 0.0, "lr": 0.02}))
+    assert not plain.equals(background(plan_kwargs={"weight_decay": 0.1}))
+    with pytest.raises(OptionError, match="plan_kwargs must be a dictionary"):
+        background(plan_kwargs=[])
+
+
 def test_the_batch_and_what_it_stands_for() -> None:
     with pytest.raises(ValueError, match="two ways"):
         Model.setup_anndata(make_rna(), batch_key="batch", dispersion_key="donor")

@@ -175,7 +175,8 @@ class AmbientEstimator(RegularizedEstimator, ABC):
     def get_log_prior(self) -> dict[str, float]:
         """Return the terms of the evidence lower bound that belong to no cell, in nats for the whole data set.
 
-        Added to the sum of :meth:`get_elbo` over the training cells they make the whole bound.
+        Added to the sum of :meth:`get_elbo` over the training cells they make the whole bound, except that
+        :meth:`get_elbo` takes the median of theta, where training takes draws.
 
         Returns
         -------

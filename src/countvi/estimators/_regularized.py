@@ -92,6 +92,7 @@ class RegularizedEstimator(ComparedEstimator, ABC):
         *,
         early_stopping_min_delta: float | None = None,
         early_stopping_min_delta_per_feature: float = 2e-4,
+        plan_kwargs: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
         """Fit the model.
@@ -106,13 +107,20 @@ class RegularizedEstimator(ComparedEstimator, ABC):
             modalities, times ``early_stopping_min_delta_per_feature``.
         early_stopping_min_delta_per_feature
             The same per feature, in nats per cell.
+        plan_kwargs
+            As for :class:`countvi.SCVI`, but without weight decay unless ``{"weight_decay": ...}`` asks for it: it
+            would be a second prior of background, factors and dispersions.
         arguments
             All other arguments of :meth:`countvi.SCVI.train`.
         """
         if early_stopping_min_delta is None:
             n_features = sum(m.n_features for m in self.registry.modalities)
             early_stopping_min_delta = n_features * early_stopping_min_delta_per_feature
-        super().train(max_epochs, early_stopping_min_delta=early_stopping_min_delta, **arguments)
+        if plan_kwargs is None or isinstance(plan_kwargs, Mapping):
+            plan_kwargs = {"weight_decay": 0.0, **(plan_kwargs or {})}
+        super().train(
+            max_epochs, early_stopping_min_delta=early_stopping_min_delta, plan_kwargs=plan_kwargs, **arguments
+        )
 
     # ---------------------------------------------------------------- expression
 

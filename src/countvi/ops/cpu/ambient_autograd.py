@@ -141,7 +141,7 @@ def solve(
         )
         gradients = Gradients(torch.empty_like(logits), torch.empty_like(log_library), tuple(tables))
     d_theta, d_background, d_scaling = gradients.tables if gradients else (None, None, None)
-    theta_code, background_code, scaling_code = settings.codes
+    theta_code, background_code, scaling_code = (c if c is None else c.contiguous() for c in settings.codes)
     run(
         ambient.GAMMA_POISSON,
         ambient.SLOTS,
@@ -162,9 +162,9 @@ def solve(
         background=log_background.exp(),
         log_scaling=log_scaling,
         scaling=log_scaling.exp(),
-        theta_code=None if theta_code is None else theta_code.contiguous(),
-        background_code=None if background_code is None else background_code.contiguous(),
-        scaling_code=None if scaling_code is None else scaling_code.contiguous(),
+        theta_code=theta_code,
+        background_code=background_code,
+        scaling_code=scaling_code,
         values=counts.values,
         columns=counts.columns,
         offsets=counts.offsets,
