@@ -310,7 +310,7 @@ def _condscvi(options: dict[str, Any], keys: dict[str, Any]) -> Row:
         build=partial(_build_condscvi, options, keys),
         n_parameters=_count_condscvi(options, keys),
         batch_matters="batch_key" in keys,
-        not_drawn=frozenset({"label_bias", "log_scale", "prior_of_state.logits"}),
+        not_drawn=frozenset({"label_bias", "log_scale", "prior_of_state.logits", "f.bias", "p_logits"}),
     )
 
 

@@ -10,6 +10,7 @@ from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.data.h5mu import read_h5mu, write_h5mu
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
 from countvi.data.measured import MaskedSource, Patterns
+from countvi.data.moments import variance_ratio
 from countvi.data.padding import prepare_query, prepare_query_mudata
 from countvi.data.placement import placed, unique_names
 from countvi.data.proteins import (
@@ -76,6 +77,7 @@ __all__ = [
     "split_from_indices",
     "summarize",
     "unique_names",
+    "variance_ratio",
     "warn_of_confounding",
     "with_unmeasured",
     "with_unmeasured_in_new_panels",

@@ -21,6 +21,7 @@ from countvi.nn.linear import CovariateFeatures, Head
 from countvi.nn.mlp import Block, Mlp, MlpConfig
 from countvi.nn.observation import ObserveMeanDispersion, ObserveRateShape
 from countvi.nn.spots import AbundancePrior, Amortised, PerSpot, SpotParameter, VampPrior
+from countvi.nn.start import inverse_softplus
 from countvi.nn.state_priors import LearnedPrior, UnitPrior
 
 # Which parameters of a spot a network gives: states, and abundances.
@@ -255,11 +256,6 @@ def build_destvi(options: DestVIOptions, reference: Reference, start: SpotStart 
         beta_reg=options.beta_reg,
         eta_reg=options.eta_reg,
     )
-
-
-def inverse_softplus(values: Tensor) -> Tensor:
-    """Return what the softplus of is positive ``values``."""
-    return values + torch.log(-torch.expm1(-values))
 
 
 def _frozen_decoder(n_hidden: int, n_latent: int, n_layers: int, n_types: int) -> Mlp:

@@ -18,6 +18,8 @@ from countvi.estimators._build_destvi import CondSCVIOptions, build_condscvi
 from countvi.estimators._options import known_options
 from countvi.estimators._rna import RNAEstimator
 from countvi.estimators._training import check_size
+from countvi.nn.observation import ObserveRateShape
+from countvi.nn.start import start_shapes
 
 if TYPE_CHECKING:
     from typing import Self
@@ -103,6 +105,7 @@ class CondSCVI(RNAEstimator):
         cls, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
     ) -> Self:
         model = cls.__new__(cls)
+        model._loaded = True
         model._start(adata, registry, CondSCVIOptions(**known_options(init_args, CondSCVIOptions)), seed)
         return model
 
@@ -255,7 +258,11 @@ class CondSCVI(RNAEstimator):
         weight = torch.ones(self.registry.labels.n_levels) if self._options.weight_obs else None
         if weight is not None and dataset is not None:
             weight = _weights(dataset.codes[:, LABELS_COLUMN], len(weight))
-        return build_condscvi(self._options, self.registry, weight)
+        model = build_condscvi(self._options, self.registry, weight)
+        if dataset is not None and not self._loaded and isinstance(model.observe, ObserveRateShape):
+            totals = torch.from_numpy(dataset.summary(RNA).feature_totals)
+            start_shapes(model.observe, totals, data_layer.variance_ratio(dataset, RNA, LABELS_COLUMN))
+        return model
 
     @property
     def _takes_negative(self) -> bool:
