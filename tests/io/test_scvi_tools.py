@@ -15,7 +15,8 @@ import torch
 
 import countvi
 from countvi.errors import DataWarning, FileFormatError, MismatchError
-from countvi.io.scvi_tools import options_from_scvi, weights_from_scvi
+from countvi.io._weights import weights_from_scvi
+from countvi.io.scvi_tools import NAMES, options_from_scvi
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 
@@ -101,10 +102,10 @@ def test_other_data_get_a_split_of_their_own(adata):
 
 def test_a_model_of_another_class(tmp_path):
     def rename(content):
-        content["attr_dict"]["registry_"]["model_name"] = "TOTALVI"
+        content["attr_dict"]["registry_"]["model_name"] = "SCANVI"
 
     folder = copy_of("zinb_trained", tmp_path / "other", rename)
-    with pytest.raises(FileFormatError, match="holds a model of class TOTALVI; load_scvi_tools reads SCVI"):
+    with pytest.raises(FileFormatError, match="holds a model of class SCANVI; load_scvi_tools reads 'SCVI', 'TOTALVI'"):
         countvi.io.load_scvi_tools(folder)
 
 
@@ -129,7 +130,7 @@ def test_a_missing_weight(tmp_path):
 def test_a_weight_of_another_shape():
     state = {"px_r": torch.zeros(3)}
     with pytest.raises(MismatchError, match=r"has shape \(3,\) in the file; this model expects \(4,\)"):
-        weights_from_scvi(state, {"observe.log_theta.value": torch.zeros(4)})
+        weights_from_scvi(state, {"observe.log_theta.value": torch.zeros(4)}, NAMES)
 
 
 def test_what_is_not_a_model(tmp_path):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from countvi.models.condscvi import CondSCVI as CondSCVIModel
+    from countvi.nn.state_priors import LearnedPrior
 
 # A rare type counts at most as if it were this share of the cells.
 _LEAST_SHARE = 0.05
@@ -226,8 +227,8 @@ class CondSCVI(RNAEstimator):
         self, adata: AnnData | None, p: int, subcluster_key: str | None, batch_size: int | None, seed: int
     ) -> query.VampMixture:
         if self._options.prior == "mog":
-            learned = self.module.prior_of_state.mixture()  # type: ignore[union-attr]
-            parts = (learned.loc, learned.scale, learned.log_weights.exp())
+            learned = cast("LearnedPrior", self.module.prior_of_state)
+            parts = (learned.loc, learned.log_scale.exp(), learned.logits.softmax(-1))
             return query.VampMixture(*(part.detach().cpu().double().numpy() for part in parts))
         cells = self._cells(adata, None, batch_size)
         loc, scale = query.latent_moments(self.module, cells)

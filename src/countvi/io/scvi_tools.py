@@ -13,12 +13,16 @@ from torch import Tensor
 from countvi import data as data_layer
 from countvi import files
 from countvi.batch import RNA
-from countvi.errors import DataWarning, FileFormatError, MismatchError
+from countvi.errors import DataWarning, FileFormatError, shorten
 from countvi.estimators import _persistence
 from countvi.estimators._build import SCVIOptions
+from countvi.estimators._trainable import Trainable
+from countvi.estimators.condscvi import CondSCVI
 from countvi.estimators.scvi import SCVI
 from countvi.estimators.totalvi import TOTALVI
+from countvi.io._deconvolution import CONDSCVI, condscvi_options, load_destvi
 from countvi.io._totalvi import totalvi_from_scvi
+from countvi.io._weights import Naming, weights_from_scvi
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,23 +31,58 @@ if TYPE_CHECKING:
 _OPTIONS = frozenset(SCVIOptions.__dataclass_fields__)
 # Arguments of scvi-tools that do not change what a saved model computes.
 _WITHOUT_EFFECT = frozenset({"adata", "registry", "var_activation", "use_size_factor_key"})
+_READ = ("SCVI", "TOTALVI", "CondSCVI", "DestVI")
 
 
-def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, device: str = "cpu") -> SCVI | TOTALVI:
-    """Read an SCVI or TOTALVI model that scvi-tools saved, with the same weights.
+def _dispersion(value: Tensor) -> Tensor:
+    return value.T.contiguous() if value.dim() == 2 else value
+
+
+NAMES = Naming(
+    values={
+        "covariates.embedding.weight": ("_embeddings_dict.batch.weight", None),
+        "library.loc": ("library_log_means", Tensor.flatten),
+        "library.scale": ("library_log_vars", lambda value: value.flatten().sqrt()),
+        "observe.log_theta.value": ("px_r", _dispersion),
+        "observe.log_scale.value": ("px_r", _dispersion),
+    },
+    heads={
+        "rho": "decoder.px_scale_decoder.0",
+        "observe.pi_logits": "decoder.px_dropout_decoder",
+        "observe.log_theta.head": "decoder.px_r_decoder",
+        "observe.log_scale.head": "decoder.px_r_decoder",
+        "encode_z.loc": "z_encoder.mean_encoder",
+        "encode_z.log_variance": "z_encoder.var_encoder",
+        "library.encode.loc": "l_encoder.mean_encoder",
+        "library.encode.log_variance": "l_encoder.var_encoder",
+    },
+    trunks={
+        "encode_z.mlp": "z_encoder.encoder",
+        "library.encode.mlp": "l_encoder.encoder",
+        "decode": "decoder.px_decoder",
+    },
+)
+"""Weights of SCVI."""
+
+
+def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, device: str = "cpu") -> Any:
+    """Read a model that scvi-tools saved, with the same weights.
+
+    SCVI, TOTALVI, CondSCVI, and DestVI up to scvi-tools 1.4.0.
 
     Parameters
     ----------
     path
         The folder that ``model.save`` of scvi-tools wrote, or the ``model.pt`` in it.
     adata
-        Data for the read-outs; by default none. Genes are matched by name and categories by value.
+        Data for the read-outs; by default none. Genes are matched by name and categories by value. The spots of a
+        DestVI have no names in its file: the slide must have them in the order they had there.
     device
         Where to put the model.
 
     Returns
     -------
-    countvi.SCVI or countvi.TOTALVI
+    countvi.SCVI, countvi.TOTALVI, countvi.CondSCVI or countvi.DestVI
         Trained, ready for read-outs and for further training.
 
     Raises
@@ -51,22 +90,29 @@ def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, 
     FileFormatError
         If the file is not such a model, or its pickle asks for anything but plain data.
     MismatchError
-        If ``adata`` lacks genes of the model.
+        If ``adata`` lacks genes of the model, or has another number of spots.
     """
     archive = files.read_scvi_archive(path)
     source = archive.attributes.get("registry_")
     name = source.get("model_name") if isinstance(source, Mapping) else None
-    if not isinstance(source, Mapping) or name not in ("SCVI", "TOTALVI"):
-        message = f"{path} holds a model of class {name or 'unknown'}; load_scvi_tools reads SCVI and TOTALVI."
+    if not isinstance(source, Mapping) or name not in _READ:
+        message = f"{path} holds a model of class {name or 'unknown'}; load_scvi_tools reads {shorten(_READ)}."
         raise FileFormatError(message)
-    registry = registry_from_scvi(source, [str(name) for name in archive.var_names])
-    model: SCVI | TOTALVI
+    registry = registry_from_scvi(source, [str(gene) for gene in archive.var_names])
+    init_params = archive.attributes.get("init_params_", {})
+    model: Trainable
     if name == "TOTALVI":
         model = totalvi_from_scvi(archive, registry, adata, path)
+    elif name == "DestVI":
+        model = load_destvi(archive.state, registry, flat_arguments(init_params), adata, path)
     else:
-        options = options_from_scvi(archive.attributes.get("init_params_", {}), path)
-        model = SCVI._restore(adata, registry, options, seed=0)
-        weights = weights_from_scvi(archive.state, model.module.state_dict())
+        if name == "SCVI":
+            model = SCVI._restore(adata, registry, options_from_scvi(init_params, path), seed=0)
+        else:
+            options = condscvi_options(archive.state, flat_arguments(init_params), path)
+            model = CondSCVI._restore(adata, registry, options, seed=0)
+        naming = NAMES if name == "SCVI" else CONDSCVI
+        weights = weights_from_scvi(archive.state, model.module.state_dict(), naming)
         _persistence.load_weights(model.module, weights, path)
     model.is_trained = bool(archive.attributes.get("is_trained_", True))
     split = [archive.attributes.get(f"{part}_indices_") for part in ("train", "validation", "test")]
@@ -135,6 +181,14 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def flat_arguments(init_params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a constructor of scvi-tools without their nesting."""
+    flat = dict(init_params.get("non_kwargs", {}))
+    for nested in init_params.get("kwargs", {}).values():
+        flat |= nested if isinstance(nested, Mapping) else {}
+    return flat
+
+
 def options_from_scvi(init_params: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     """Translate the constructor arguments of scvi-tools.
 
@@ -143,9 +197,7 @@ def options_from_scvi(init_params: Mapping[str, Any], path: str | Path) -> dict[
     FileFormatError
         If one would change what the model computes and has no counterpart here.
     """
-    flat = dict(init_params.get("non_kwargs", {}))
-    for nested in init_params.get("kwargs", {}).values():
-        flat |= nested if isinstance(nested, Mapping) else {}
+    flat = flat_arguments(init_params)
     options = {name: value for name, value in flat.items() if name in _OPTIONS}
     unknown = {
         name: value for name, value in flat.items() if name not in _OPTIONS | _WITHOUT_EFFECT and value is not None
@@ -156,92 +208,3 @@ def options_from_scvi(init_params: Mapping[str, Any], path: str | Path) -> dict[
     if options.get("gene_likelihood") == "poisson":
         options["dispersion"] = "gene"  # a Poisson model of scvi-tools carries a dispersion that nothing reads
     return options
-
-
-def weights_from_scvi(state: Mapping[str, Tensor], template: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and reshape the weights of scvi-tools for a countvi model.
-
-    There, one matrix acts on ``[input, covariate features, one-hot levels]``; here each block is a parameter of its
-    own.
-
-    Parameters
-    ----------
-    state
-        ``model_state_dict`` of scvi-tools.
-    template
-        State of the countvi model to fill: names and shapes.
-
-    Raises
-    ------
-    MismatchError
-        If a tensor is missing or has another shape.
-    """
-    weights: dict[str, Tensor] = {}
-    for name, old in template.items():
-        value = _find(name, state, template)
-        if value.shape != old.shape:
-            message = (
-                f"The weight for {name} has shape {tuple(value.shape)} in the file; this model expects "
-                f"{tuple(old.shape)}."
-            )
-            raise MismatchError(message)
-        weights[name] = value.to(old.dtype)
-    return weights
-
-
-_HEADS = {
-    "rho": "decoder.px_scale_decoder.0",
-    "observe.pi_logits": "decoder.px_dropout_decoder",
-    "observe.log_theta.head": "decoder.px_r_decoder",
-    "observe.log_scale.head": "decoder.px_r_decoder",
-    "encode_z.loc": "z_encoder.mean_encoder",
-    "encode_z.log_variance": "z_encoder.var_encoder",
-    "library.encode.loc": "l_encoder.mean_encoder",
-    "library.encode.log_variance": "l_encoder.var_encoder",
-}
-_TRUNKS = {
-    "encode_z.mlp": "z_encoder.encoder",
-    "library.encode.mlp": "l_encoder.encoder",
-    "decode": "decoder.px_decoder",
-}
-
-
-def _find(name: str, state: Mapping[str, Tensor], template: Mapping[str, Tensor]) -> Tensor:
-    module, _, leaf = name.rpartition(".")
-    if name == "covariates.embedding.weight":
-        return _get(state, "_embeddings_dict.batch.weight")
-    if name == "library.loc":
-        return _get(state, "library_log_means").flatten()
-    if name == "library.scale":
-        return _get(state, "library_log_vars").flatten().sqrt()
-    if name in ("observe.log_theta.value", "observe.log_scale.value"):
-        value = _get(state, "px_r")
-        return value.T.contiguous() if value.dim() == 2 else value
-    if module in _HEADS:
-        return _get(state, f"{_HEADS[module]}.{leaf}")
-    trunk = next(ours for ours in _TRUNKS if module.startswith(f"{ours}.layers."))
-    index, _, part = module.removeprefix(f"{trunk}.layers.").partition(".")
-    layer = f"{_TRUNKS[trunk]}.fc_layers.Layer {index}"
-    if part == "batch_norm":
-        return _get(state, f"{layer}.1.{leaf}")
-    if leaf == "bias":
-        return _get(state, f"{layer}.0.bias")
-    return _block(_get(state, f"{layer}.0.weight"), part, leaf, f"{trunk}.layers.{index}.linear", template)
-
-
-def _block(matrix: Tensor, part: str, leaf: str, linear: str, template: Mapping[str, Tensor]) -> Tensor:
-    n_in = template[f"{linear}.weight"].shape[1]
-    features = template.get(f"{linear}.features")
-    n_features = 0 if features is None else features.shape[1]
-    if part == "linear.levels":
-        return matrix[:, n_in + n_features :].T.contiguous()
-    if leaf == "features":
-        return matrix[:, n_in : n_in + n_features].contiguous()
-    return matrix[:, :n_in].contiguous()
-
-
-def _get(state: Mapping[str, Tensor], key: str) -> Tensor:
-    if key not in state:
-        message = f"The file has no weight {key!r}. It was written by a version of scvi-tools that is not known here."
-        raise MismatchError(message)
-    return state[key]

@@ -53,12 +53,8 @@ class LearnedPrior(nn.Module):
     def forward(self, design: Design) -> MixtureOfGaussians:
         """Return the prior of the state of each cell."""
         level = design.levels(self.labels)
-        mixture = self.mixture()
-        return MixtureOfGaussians(mixture.loc[level], mixture.scale[level], mixture.log_weights[level])
-
-    def mixture(self) -> MixtureOfGaussians:
-        """Return the prior of each type, types in place of cells."""
-        return MixtureOfGaussians(self.loc, self.log_scale.exp() + _LEAST_SCALE, self.logits.log_softmax(-1))
+        scale = self.log_scale.exp() + _LEAST_SCALE
+        return MixtureOfGaussians(self.loc[level], scale[level], self.logits.log_softmax(-1)[level])
 
 
 StatePrior = UnitPrior | LearnedPrior
