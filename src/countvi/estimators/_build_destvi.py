@@ -230,8 +230,7 @@ def build_destvi(options: DestVIOptions, reference: Reference, start: SpotStart 
         start = SpotStart(torch.ones(options.n_spots, n_types), torch.ones(n_genes))
     prior = VampPrior(*reference.prior, power=options.gamma_reg)
     states = prior.mean().expand(options.n_spots, -1, -1)
-    noise = torch.full((options.n_spots, 1), _NOISE_ABUNDANCE)
-    abundance = torch.cat([start.abundance.clamp(min=_LEAST_ABUNDANCE), noise], -1)
+    abundance = with_noise(start.abundance)
     config = MlpConfig(
         n_hidden=options.n_hidden,
         n_layers=_AMORTISED_LAYERS,
@@ -244,8 +243,11 @@ def build_destvi(options: DestVIOptions, reference: Reference, start: SpotStart 
         return Amortised(n_genes, tuple(values.shape[1:]), config) if amortised else PerSpot(values)
 
     amortised = options.amortised
+    infer_gamma = parameter(amortised[0], states)
+    if isinstance(infer_gamma, Amortised):
+        infer_gamma.start_at(prior.mean())
     return DestVIModel(
-        infer_gamma=parameter(amortised[0], states),
+        infer_gamma=infer_gamma,
         infer_beta=parameter(amortised[1], inverse_softplus(abundance)),
         decode=reference.decode,
         f=reference.f,
@@ -256,6 +258,12 @@ def build_destvi(options: DestVIOptions, reference: Reference, start: SpotStart 
         beta_reg=options.beta_reg,
         eta_reg=options.eta_reg,
     )
+
+
+def with_noise(abundance: Tensor) -> Tensor:
+    """Add a column of a little noise to abundances of types, and lift those at zero."""
+    noise = abundance.new_full((len(abundance), 1), _NOISE_ABUNDANCE)
+    return torch.cat([abundance.clamp(min=_LEAST_ABUNDANCE), noise], -1)
 
 
 def _frozen_decoder(n_hidden: int, n_latent: int, n_layers: int, n_types: int) -> Mlp:

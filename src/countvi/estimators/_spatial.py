@@ -12,19 +12,40 @@ from torch import Tensor
 from torch.nn import functional
 
 from countvi import data as data_layer
-from countvi.batch import RNA, Design
+from countvi.batch import RNA, Batch, Design
 from countvi.data import BATCH_COLUMN
 from countvi.errors import DataError, DataWarning, MismatchError, NotTrainedError, shorten
-from countvi.estimators._build_destvi import Reference, SpotStart, refuse_later_generation, take_reference
+from countvi.estimators._build_destvi import (
+    Reference,
+    SpotStart,
+    refuse_later_generation,
+    take_reference,
+    with_noise,
+)
+from countvi.estimators._feed import DatasetFeed
 from countvi.nn.mixture import least_squares_abundances
+from countvi.nn.spots import Amortised
+from countvi.train import regress
 
 if TYPE_CHECKING:
     from countvi.estimators.condscvi import CondSCVI
+    from countvi.models.destvi import DestVI as DestVIModel
 
 # Spots whose abundances are found at once.
 _SPOTS = 4096
 # A gene that the slide lacks throughout still has some noise.
 _LEAST_NOISE = 1e-6
+
+
+class Teaching(NamedTuple):
+    """How a network is taught."""
+
+    abundance: Tensor
+    """Of the types, shape ``(spots, types)``."""
+    batch_size: int
+    """Spots per step."""
+    seed: int
+    """Of their order, and of dropout."""
 
 
 class MatchedGenes(NamedTuple):
@@ -166,3 +187,29 @@ def type_profiles(reference: Reference) -> Tensor:
     hidden = reference.decode(loc.transpose(0, 1), None, design)
     shapes = functional.softplus(reference.f(hidden)) * reference.p_logits.exp()
     return (weights.T.unsqueeze(-1) * shapes).sum(0)
+
+
+def teach_abundances(model: DestVIModel, data: data_layer.Dataset, split: data_layer.Split, request: Teaching) -> None:
+    """Fit the network of the abundances to those that the model starts from; a network starts nowhere by itself.
+
+    On the scale of square roots, as abundances are known to about the root of their counts.
+
+    Parameters
+    ----------
+    model
+        Whose abundances are given by a network.
+    data
+        The slide.
+    split
+        Its training spots are used.
+    request
+        How.
+    """
+    network = model.infer_beta
+    assert isinstance(network, Amortised)
+
+    def predict(batch: Batch) -> Tensor:
+        return functional.softplus(network(batch.counts[RNA], batch.design)).sqrt()
+
+    feed = DatasetFeed(data, split, request.batch_size, request.seed)
+    regress(network, predict, with_noise(request.abundance).sqrt(), feed, request.seed)

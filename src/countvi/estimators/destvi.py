@@ -15,13 +15,22 @@ from countvi.batch import RNA
 from countvi.errors import OptionError
 from countvi.estimators._build_destvi import DestVIOptions, Reference, SpotStart, build_destvi, empty_reference
 from countvi.estimators._options import known_options
-from countvi.estimators._spatial import given_abundances, match_genes, reference_of, start_of
+from countvi.estimators._spatial import (
+    Teaching,
+    given_abundances,
+    match_genes,
+    reference_of,
+    start_of,
+    teach_abundances,
+)
 from countvi.estimators._spots import SpotEstimator
+from countvi.estimators._training import SplitRequest, check_size, settle_split
 
 if TYPE_CHECKING:
     from typing import Self
 
     from anndata import AnnData
+    from torch import Tensor
 
     from countvi.estimators.condscvi import CondSCVI
     from countvi.models.destvi import DestVI as DestVIModel
@@ -171,6 +180,7 @@ class DestVI(SpotEstimator):
         self._options = options
         self._spots = spots
         self._reference, self._given = reference, given
+        self._taught: Tensor | None = None
         self.cell_types = list(options.cell_types)
         self.missing_genes = list(missing)
         init_args = {
@@ -237,9 +247,26 @@ class DestVI(SpotEstimator):
             train_size = 1.0
         plan = {**_PLAN, **(arguments.pop("plan_kwargs", None) or {})}
         epochs = _EPOCHS if max_epochs is None else max_epochs
+        if self._options.amortised[1] and not self.is_trained and self._taught is not None:
+            self._teach(train_size, arguments)
         super().train(epochs, train_size=train_size, plan_kwargs=plan, **arguments)
 
     # ---------------------------------------------------------------- helpers
+
+    def _teach(self, train_size: float | None, arguments: Mapping[str, Any]) -> None:
+        """Let the network of the abundances start at least squares."""
+        assert self._taught is not None
+        seed = self.seed if arguments.get("seed") is None else arguments["seed"]
+        names = ("validation_size", "external_indexing", "datasplitter_kwargs")
+        validation_size, external_indexing, splitting = (arguments.get(name) for name in names)
+        shuffled = arguments.get("shuffle_set_split", True)
+        request = SplitRequest.from_arguments(train_size, validation_size, shuffled, external_indexing, splitting)
+        data = self._need_data()
+        self._split = settle_split(self._split, request, data.n_cells, seed)
+        batch_size = arguments.get("batch_size", 128)
+        check_size("batch_size", batch_size)
+        self.module.cpu()
+        teach_abundances(self.module, data, self._split, Teaching(self._taught, batch_size, seed))
 
     def _bound(self, adata: Any) -> data_layer.Dataset:
         data = super()._bound(adata)
@@ -252,6 +279,7 @@ class DestVI(SpotEstimator):
         start: SpotStart | None = None
         if dataset is not None:
             start = start_of(dataset, self._reference, self._given)
+            self._taught = start.abundance
         return build_destvi(self._options, self._reference, start)
 
     @property

@@ -13,6 +13,9 @@ from countvi.batch import CountBlock, Design
 from countvi.nn.latent import MixtureOfGaussians
 from countvi.nn.mlp import Mlp, MlpConfig
 
+# Small enough that spots start alike, and large enough that they can part.
+_WEIGHT_SCALE = 0.1
+
 
 class PerSpot(nn.Module):
     """Parameters of each spot by themselves: a row of a table.
@@ -53,6 +56,12 @@ class Amortised(nn.Module):
         self.shape = shape
         self.mlp = Mlp(n_genes, config)
         self.out = nn.Linear(config.n_hidden, math.prod(shape))
+
+    @torch.no_grad()
+    def start_at(self, values: Tensor) -> None:
+        """Let all spots start near the same parameters, of the shape of those of a spot."""
+        self.out.weight.mul_(_WEIGHT_SCALE)
+        self.out.bias.copy_(values.flatten())
 
     def forward(self, counts: CountBlock, design: Design) -> Tensor:
         """Return the parameters of some spots, shape ``(spots, ...)``."""

@@ -8,6 +8,7 @@ from countvi.train.guard import NonFiniteStep, Offender
 from countvi.train.history import Row
 from countvi.train.loop import FitResult, fit
 from countvi.train.progress import progress_callback
+from countvi.train.regression import regress
 
 __all__ = [
     "BatchAdversary",
@@ -25,5 +26,6 @@ __all__ = [
     "default_max_epochs",
     "fit",
     "progress_callback",
+    "regress",
     "scvi_tools_plan",
 ]
