@@ -19,7 +19,6 @@ from countvi.estimators._build import SCVIOptions
 from countvi.estimators._trainable import Trainable
 from countvi.estimators.condscvi import CondSCVI
 from countvi.estimators.scvi import SCVI
-from countvi.estimators.totalvi import TOTALVI
 from countvi.io._deconvolution import CONDSCVI, condscvi_options, load_destvi
 from countvi.io._totalvi import totalvi_from_scvi
 from countvi.io._weights import Naming, weights_from_scvi
