@@ -358,9 +358,7 @@ class Trainable(ABC):
         return {name: present.numpy()[cells.rows] for name, present in measured.items()}
 
     def _dataset(self, adata: Container | None) -> data_layer.Dataset:
-        if adata is None or adata is self.adata:
-            return self._need_data()
-        return self._bound(adata)
+        return self._need_data() if adata is None or adata is self.adata else self._bound(adata)
 
     def _bound(self, adata: Container) -> data_layer.Dataset:
         """Data read the way the model was set up."""

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from countvi.estimators.condscvi import CondSCVI
     from countvi.models.destvi import DestVI as DestVIModel
 
-# Spots have tables of their own, each row of which an epoch moves as often as it has minibatches of that spot: once.
-_EPOCHS = 300
+# An epoch moves each spot's own parameters once, however many spots there are.
+_EPOCHS = 100
 _PLAN = {"lr": 0.05, "eps": 1e-8, "weight_decay": 0.0, "kl_warmup_fraction": 0.0}
 
 
@@ -226,7 +226,7 @@ class DestVI(SpotEstimator):
         Parameters
         ----------
         max_epochs
-            Passes over the spots; by default 300.
+            Passes over the spots; by default 100.
         train_size
             Share of the spots to train on; by default all of them. Spots can be held out with
             ``amortization="both"`` only: the others have parameters that nothing but their own counts can tell.
