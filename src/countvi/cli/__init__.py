@@ -155,6 +155,44 @@ def train_multimodal(
     _start("multimodal", dict(locals()), get_type_hints(train_multimodal))
 
 
+@train.command("totalvi")
+def train_totalvi(
+    counts: given.Counts = None,
+    out: given.Out = None,
+    config: given.Config = None,
+    overwrite: given.Overwrite = False,
+    write_h5ad: given.WriteH5ad = None,
+    protein_expression_obsm_key: given.ProteinExpressionObsmKey = None,
+    protein_names_uns_key: given.ProteinNamesUnsKey = None,
+    protein_mask_obsm_key: given.ProteinMaskObsmKey = None,
+    layer: given.Layer = None,
+    batch_key: given.BatchKey = None,
+    panel_key: given.PanelKey = None,
+    labels_key: given.LabelsKey = None,
+    size_factor_key: given.SizeFactorKey = None,
+    categorical_covariate_key: given.CategoricalCovariateKey = None,
+    continuous_covariate_key: given.ContinuousCovariateKey = None,
+    n_latent: given.NLatentOfProteins = None,
+    n_hidden: given.NHiddenOfProteins = None,
+    gene_likelihood: given.GeneLikelihoodOfProteins = None,
+    gene_dispersion: given.GeneDispersion = None,
+    protein_dispersion: given.ProteinDispersion = None,
+    latent_distribution: given.LatentDistribution = None,
+    encode_covariates: given.EncodeCovariatesOfProteins = None,
+    override_missing_proteins: given.OverrideMissingProteins = None,
+    max_epochs: given.MaxEpochs = None,
+    batch_size: given.BatchSizeOfProteins = None,
+    train_size: given.TrainSize = None,
+    early_stopping: given.EarlyStopping = None,
+    seed: given.Seed = None,
+    accelerator: given.Accelerator = None,
+    resume: given.Resume = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Train totalVI (Gayoso, Steier et al. 2021): RNA and protein. Options given here beat those of --config."""
+    _start("totalvi", dict(locals()), get_type_hints(train_totalvi))
+
+
 def _start(command: str, options: dict[str, Any], kinds: dict[str, Any]) -> None:
     """Run a ``train`` command on its options, of the types that its signature says."""
     from countvi.cli import _options, _train

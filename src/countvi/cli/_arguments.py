@@ -215,3 +215,48 @@ Accelerator = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was cut off.", rich_help_panel=_TRAINING)]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=_TRAINING)]
+
+ProteinExpressionObsmKey = Annotated[
+    str | None, typer.Option(help="Entry of obsm with the protein counts.", rich_help_panel=_DATA)
+]
+ProteinNamesUnsKey = Annotated[
+    str | None, typer.Option(help="Entry of uns with the names of the proteins.", rich_help_panel=_DATA)
+]
+ProteinMaskObsmKey = Annotated[
+    str | None, typer.Option(help="Entry of obsm, true where a protein was measured.", rich_help_panel=_DATA)
+]
+PanelKey = Annotated[
+    str | None, typer.Option(help="Column of obs: antibody panels (default: the batch).", rich_help_panel=_DATA)
+]
+NLatentOfProteins = Annotated[
+    int | None, typer.Option(help="Dimensions of the latent space (default: 20).", rich_help_panel=_MODEL)
+]
+NHiddenOfProteins = Annotated[
+    int | None, typer.Option(help="Units per hidden layer (default: 256).", rich_help_panel=_MODEL)
+]
+GeneLikelihoodOfProteins = Annotated[str | None, typer.Option(help="nb or zinb (default: nb).", rich_help_panel=_MODEL)]
+GeneDispersion = Annotated[
+    str | None, typer.Option(help="gene, gene-batch, gene-label or gene-cell (default: gene).", rich_help_panel=_MODEL)
+]
+ProteinDispersion = Annotated[
+    str | None, typer.Option(help="protein, protein-batch or protein-label (default: protein).", rich_help_panel=_MODEL)
+]
+EncodeCovariatesOfProteins = Annotated[
+    bool | None,
+    typer.Option(
+        "--encode-covariates/--no-encode-covariates",
+        help="Whether the encoder sees batch and covariates (default: yes).",
+        rich_help_panel=_MODEL,
+    ),
+]
+OverrideMissingProteins = Annotated[
+    bool | None,
+    typer.Option(
+        "--override-missing-proteins/--no-override-missing-proteins",
+        help="Take proteins without counts in a panel for zeros (default: no).",
+        rich_help_panel=_MODEL,
+    ),
+]
+BatchSizeOfProteins = Annotated[
+    int | None, typer.Option(help="Cells per step (default: 256).", rich_help_panel=_TRAINING)
+]

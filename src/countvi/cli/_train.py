@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -11,6 +13,7 @@ import typer
 from countvi.cli._folder import RunFolder
 from countvi.cli._notes import notes
 from countvi.cli._options import Options, Switches
+from countvi.errors import OptionError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +44,8 @@ class Command:
         Method of the class that takes it.
     ambient
         Whether the model knows which counts are ambient.
+    result
+        Names of what ``get_normalized_expression`` returns.
     """
 
     name: str
@@ -49,12 +54,14 @@ class Command:
     reader: str = "read_counts"
     setup: str = "setup_anndata"
     ambient: bool = False
+    result: str = "expression"
 
 
 COMMANDS = {
     command.name: command
     for command in (
         Command("scvi", "SCVI", "X_scVI"),
+        Command("totalvi", "TOTALVI", "X_totalVI", result="rna, protein"),
         Command("ambient", "AmbientRegularizedSCVI", "X_ambient", ambient=True),
         Command(
             "multimodal",
@@ -93,6 +100,7 @@ def run(command: Command, options: Options, switches: Switches) -> None:
 
         adata = getattr(io, command.reader)(options.counts)
         model_class = getattr(countvi, command.model)
+        _check_setup(getattr(model_class, command.setup), options.setup)
         getattr(model_class, command.setup)(adata, **options.setup)
         model = model_class(adata, **options.model)
         try:
@@ -109,6 +117,22 @@ def run(command: Command, options: Options, switches: Switches) -> None:
         _write(command, model, adata, options)
     folder.end()
     typer.echo(_report(command, model, options))
+
+
+def _check_setup(setup: Callable[..., None], given: Mapping[str, Any]) -> None:
+    """Ask for what a set-up cannot do without.
+
+    Raises
+    ------
+    OptionError
+        If it was not given.
+    """
+    _, *parameters = inspect.signature(setup).parameters.values()  # the first one is the data
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in given:
+            name = parameter.name.replace("_", "-")
+            message = f"Give --{name}, on the command line or in --config."
+            raise OptionError(message)
 
 
 def _beginning(folder: RunFolder, options: Options) -> Callback:
@@ -198,7 +222,7 @@ def _report(command: Command, model: Trainable, options: Options) -> str:
         f"  adata = sc.read_h5ad({str(out / 'latent.h5ad')!r})",
         f"  sc.pp.neighbors(adata, use_rep={command.obsm_key!r})  # then sc.tl.umap, sc.tl.leiden as usual",
         f"  model = countvi.{command.model}.load({str(out / 'model')!r}, {read})",
-        f"  expression = model.get_normalized_expression(library_size=10_000, gene_list={genes!r}{which})",
+        f"  {command.result} = model.get_normalized_expression(library_size=10_000, gene_list={genes!r}{which})",
     ]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,8 @@ _FLAGS = (
 )
 _SAMPLED_CELLS = 100
 """Cells of a panel that its background is estimated from."""
+_LEAST_SCALE = 0.05
+"""Of the standard deviation that the guide of the log background starts at."""
 _ENOUGH_PROTEINS = 10
 """Above this many proteins the background is estimated from the data unless the user says otherwise."""
 
@@ -249,11 +252,18 @@ def _protein(options: TOTALVIOptions, registry: Registry, start: Start, n_wide: 
         log_phi = observation.PerGeneLevel(n_proteins, factor)
     with torch.no_grad():
         log_phi.value.uniform_(0.0, 2.0)
+    heads = {name: linear.head(n_wide, n_proteins, factors) for name in ("loc", "scale", "alpha", "pi")}
+    with torch.no_grad():
+        # The guide starts at the prior: far from it, the divergence would be all that the first epochs descend.
+        heads["loc"].bias.copy_(start.loc.mean(0))
+        scale = start.scale.mean(0).clamp(min=_LEAST_SCALE)
+        exponential = options.activation_function_bg == "exp"
+        heads["scale"].bias.copy_(scale.log() if exponential else scale.expm1().log())
     return ProteinDecoder(
-        **{name: linear.head(n_wide, n_proteins, factors) for name in ("loc", "scale", "alpha", "pi")},
+        **heads,
         log_phi=log_phi,
         prior=BackgroundPrior(registry.panel, start.loc, start.scale),
-        exponential=options.activation_function_bg == "exp",
+        exponential=exponential,
         efficiency=Efficiency(registry.batch, n_proteins) if options.protein_batch_efficiency else None,
     )
 
@@ -279,3 +289,32 @@ def _library(options: TOTALVIOptions, registry: Registry, moments: LibraryMoment
         return library.ObservedLibrary()
     encode = _encoder(options, registry, None, 1)
     return library.LogNormalLibrary(encode, registry.batch, moments.loc.clone(), moments.scale.clone())
+
+
+def adversary_scale(asked: Any, n_batches: int, *, missing: bool) -> float | None:
+    """Weight of the classifier of the batch: zero for no classifier, ``None`` for one that fades with the warm-up.
+
+    Parameters
+    ----------
+    asked
+        The argument ``adversarial_classifier`` of ``train``.
+    n_batches
+        How many batches there are.
+    missing
+        Whether proteins are missing.
+
+    Raises
+    ------
+    OptionError
+        If there are not several batches to tell apart, or the argument is outside what it may be.
+    """
+    if asked is None:
+        return None if n_batches > 1 and missing else 0.0
+    flag = isinstance(asked, (bool, np.bool_))
+    if not flag and not (isinstance(asked, (int, float)) and 0 <= asked < np.inf):
+        message = f"adversarial_classifier must be True, False or a number of at least 0; got {asked!r}."
+        raise OptionError(message)
+    if asked and n_batches < 2:
+        message = "adversarial_classifier needs several batches to tell apart; the data have one. Leave it out."
+        raise OptionError(message)
+    return (None if asked else 0.0) if flag else float(asked)

@@ -115,7 +115,7 @@ def correlation(
     if columns is not None and not len(columns):
         message = "gene_list is empty; correlations need at least one gene."
         raise OptionError(message)
-    size_factor = _positive("rna_size_factor", size_factor)
+    size_factor = positive("rna_size_factor", size_factor)
     if not len(cells):
         message = "Correlations between genes need at least one cell; indices selects none."
         raise OptionError(message)
@@ -159,10 +159,17 @@ def feature_names(model: Trainable, modality: str) -> np.ndarray:
 def _library_scale(library_size: Any) -> float | None:
     if isinstance(library_size, str) and library_size == "latent":
         return None
-    return _positive("library_size", library_size, "a positive number or 'latent'")
+    return positive("library_size", library_size, "a positive number or 'latent'")
 
 
-def _positive(name: str, value: Any, words: str = "a positive number") -> float:
+def positive(name: str, value: Any, words: str = "a positive number") -> float:
+    """Return a positive number.
+
+    Raises
+    ------
+    OptionError
+        If it is none.
+    """
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not real or not np.isfinite(value) or value <= 0:
         message = f"{name} must be {words}; got {value!r}."

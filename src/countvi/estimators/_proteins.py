@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +17,6 @@ from countvi.errors import DataWarning, OptionError, shorten
 from countvi.estimators import _modality, _training
 from countvi.estimators._compared_proteins import ComparedProteins
 from countvi.estimators._indices import Indices, resolve_batches, resolve_genes
-from countvi.train import BatchAdversary, Companion
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,65 +30,6 @@ class ProteinEstimator(ComparedProteins, ABC):
     """Base of the estimators with RNA and protein: their read-outs."""
 
     module: TOTALVIModel
-    _adversary_scale: float = 0.0
-
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        lr: float | None = None,
-        batch_size: int = 256,
-        adversarial_classifier: bool | float | None = None,
-        plan_kwargs: Mapping[str, Any] | None = None,
-        **arguments: Any,
-    ) -> None:
-        """Fit the model.
-
-        Parameters
-        ----------
-        max_epochs
-            Passes over the training cells; by default fewer the more cells there are: 40 for 2,000, 4 for a million
-            (:func:`countvi.train.default_max_epochs`).
-        lr
-            Peak learning rate; the same as ``plan_kwargs={"lr": ...}``.
-        batch_size
-            Cells per step.
-        adversarial_classifier
-            Train a classifier of the batch beside the model, which learns cell states that do not tell it. ``True``
-            weights it by one minus the KL weight, a number by that. By default where proteins are missing and there is
-            more than one batch.
-        plan_kwargs, arguments
-            As of :meth:`countvi.SCVI.train`, and so are all other arguments. The KL warm-up,
-            ``plan_kwargs["kl_warmup_fraction"]`` of the steps, is that of the model's own steps.
-
-        Raises
-        ------
-        OptionError
-            If a classifier is asked for and there is one batch only, or another argument is outside what it may be.
-        """
-        self._adversary_scale = self._adversary(adversarial_classifier)
-        plan = dict(plan_kwargs or {}) | ({} if lr is None else {"lr": lr})
-        super().train(max_epochs, batch_size=batch_size, plan_kwargs=plan, **arguments)
-
-    def _adversary(self, asked: bool | float | None) -> float:
-        """Weight of the classifier: 0 for none, NaN for one that fades."""
-        several = self.registry.batch.n_levels > 1
-        if asked is None:
-            return np.nan if several and PROTEIN in self._need_data().patterns else 0.0
-        if not isinstance(asked, (bool, np.bool_)) and not (isinstance(asked, (int, float)) and 0 <= asked < np.inf):
-            message = f"adversarial_classifier must be True, False or a number of at least 0; got {asked!r}."
-            raise OptionError(message)
-        if asked and not several:
-            message = "adversarial_classifier needs several batches to tell apart; the data have one. Leave it out."
-            raise OptionError(message)
-        return (np.nan if asked else 0.0) if isinstance(asked, (bool, np.bool_)) else float(asked)
-
-    def _companions(self) -> Sequence[Companion]:
-        scale = self._adversary_scale
-        if scale == 0.0:
-            return ()
-        fading = None if np.isnan(scale) else scale
-        return (BatchAdversary(self.module.n_latent, self.registry.batch, fading, self.seed),)
 
     def get_normalized_expression(
         self,
@@ -349,6 +289,68 @@ class ProteinEstimator(ComparedProteins, ABC):
             )
             for name in (RNA, PROTEIN)
         }
+
+    def get_feature_correlation_matrix(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Indices = None,
+        n_samples: int = 10,
+        batch_size: int | None = None,
+        rna_size_factor: float = 1_000.0,
+        transform_batch: Any = None,
+        correlation_type: Literal["spearman", "pearson"] = "spearman",
+        log_transform: bool = False,
+        *,
+        gene_list: Sequence[str] | None = None,
+        protein_list: Sequence[str] | None = None,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> pd.DataFrame:
+        """Return correlations between genes and proteins of denoised expression, without protein background.
+
+        Of gamma draws, that is with the biological overdispersion but without counting noise.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, gene_list, protein_list
+            Which cells and features; see :meth:`get_normalized_expression`. The matrix has a row for each: with all
+            genes it is large.
+        n_samples
+            Draws per cell.
+        rna_size_factor
+            Total that RNA is scaled to before the gamma draws.
+        transform_batch
+            As in :meth:`get_normalized_expression`; a list averages the matrices.
+        correlation_type
+            ``"spearman"`` or ``"pearson"``.
+        log_transform
+            Correlate log(1 + x).
+        seed
+            Of the draws.
+
+        Returns
+        -------
+        DataFrame
+            Genes and then proteins, in rows and columns.
+        """
+        _training.check_size("n_samples", n_samples)
+        cells = self._cells(adata, indices, batch_size)
+        (genes, gene_names), (proteins, protein_names) = self._genes(gene_list), self._proteins(protein_list)
+        names = np.concatenate([gene_names, protein_names])
+        if not len(cells) or not len(names):
+            message = "Correlations need at least one cell and one feature; indices, or both lists, select none."
+            raise OptionError(message)
+        matrix = query.joint_correlation(
+            self.module,
+            cells,
+            {RNA: genes, PROTEIN: proteins},
+            rna_size_factor=_modality.positive("rna_size_factor", rna_size_factor),
+            counterfactuals=resolve_batches(transform_batch, self.registry),
+            n_samples=n_samples,
+            correlation=correlation_type,
+            log_transform=log_transform,
+            seed=seed,
+        )
+        return pd.DataFrame(matrix, index=names, columns=names)
 
     # ---------------------------------------------------------------- helpers
 

@@ -6,12 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import pandas as pd
+
 from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import PROTEIN
 from countvi.errors import FileFormatError, shorten
-from countvi.estimators._build_totalvi import Start, TOTALVIOptions, build_totalvi
+from countvi.estimators._build_totalvi import Start, TOTALVIOptions, adversary_scale, build_totalvi
+from countvi.estimators._indices import Indices, resolve_rows
 from countvi.estimators._proteins import ProteinEstimator
+from countvi.train import BatchAdversary, Companion
 
 if TYPE_CHECKING:
     from typing import Self
@@ -85,6 +90,7 @@ class TOTALVI(ProteinEstimator):
     """
 
     module: TOTALVIModel
+    _adversary_scale: float | None = 0.0
 
     def __init__(
         self,
@@ -305,6 +311,50 @@ class TOTALVI(ProteinEstimator):
             return registry
         return data_layer.with_unmeasured_in_new_panels(registry, self.registry, query)
 
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        lr: float | None = None,
+        batch_size: int = 256,
+        adversarial_classifier: bool | float | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Fit the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells; by default fewer the more cells there are: 40 for 2,000, 4 for a million
+            (:func:`countvi.train.default_max_epochs`).
+        lr
+            Peak learning rate; the same as ``plan_kwargs={"lr": ...}``.
+        batch_size
+            Cells per step.
+        adversarial_classifier
+            Train a classifier of the batch beside the model, which learns cell states that do not tell it. ``True``
+            weights it by one minus the KL weight, a number by that. By default where proteins are missing and there is
+            more than one batch.
+        plan_kwargs, arguments
+            As of :meth:`countvi.SCVI.train`, and so are all other arguments. The KL warm-up,
+            ``plan_kwargs["kl_warmup_fraction"]`` of the steps, is that of the model's own steps.
+
+        Raises
+        ------
+        OptionError
+            If a classifier is asked for and there is one batch only, or another argument is outside what it may be.
+        """
+        missing = PROTEIN in self._need_data().patterns
+        self._adversary_scale = adversary_scale(adversarial_classifier, self.registry.batch.n_levels, missing=missing)
+        plan = dict(plan_kwargs or {}) | ({} if lr is None else {"lr": lr})
+        super().train(max_epochs, batch_size=batch_size, plan_kwargs=plan, **arguments)
+
+    def _companions(self) -> Sequence[Companion]:
+        if self._adversary_scale == 0.0:
+            return ()
+        return (BatchAdversary(self.module.n_latent, self.registry.batch, self._adversary_scale, self.seed),)
+
     def _build(self, dataset: data_layer.Dataset | None) -> TOTALVIModel:
         fresh = dataset is not None and not self._loaded
         start = Start.of(dataset, self._options, self.seed) if fresh else Start.unknown(self.registry)
@@ -315,7 +365,24 @@ class TOTALVI(ProteinEstimator):
         by_label = (self._options.gene_dispersion, self._options.protein_dispersion)
         return frozenset() if {"gene-label", "protein-label"} & set(by_label) else frozenset({"labels"})
 
-    @property
-    def n_proteins(self) -> int:
-        """Number of proteins."""
-        return self.registry.modality(PROTEIN).n_features
+    def get_raw_proteins(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Indices = None,
+        protein_list: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """Return protein counts as the model sees them, ``(cells, proteins)``; NaN where one was not measured.
+
+        Parameters
+        ----------
+        adata, indices, protein_list
+            Which cells and proteins; see :meth:`get_normalized_expression`.
+        """
+        dataset = self._dataset(adata)
+        rows = resolve_rows(indices, dataset.obs_names)
+        batch = dataset.batch(rows)
+        counts, measured = batch.counts[PROTEIN].to_dense().numpy(), batch.design.measured_entries(PROTEIN)
+        values = counts if measured is None else np.where(measured.numpy(), counts, np.nan)
+        columns, names = self._proteins(protein_list)
+        values = values if columns is None else values[:, columns]
+        return pd.DataFrame(values, index=dataset.obs_names[rows], columns=names)

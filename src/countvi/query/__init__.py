@@ -9,7 +9,7 @@ from __future__ import annotations
 from countvi.query.ambient import ambient_fraction, background_profile, decontaminated_counts
 from countvi.query.attribution import modality_attribution, modality_latents
 from countvi.query.cells import BatchSource, Cells, Sink, Writable, evaluation
-from countvi.query.correlation import feature_correlation
+from countvi.query.correlation import feature_correlation, joint_correlation
 from countvi.query.criticism import Check, predictive_check
 from countvi.query.differential import Comparison, Setting, compare
 from countvi.query.draws import Counterfactual
@@ -70,6 +70,7 @@ __all__ = [
     "feature_correlation",
     "foreground_probability",
     "inliers",
+    "joint_correlation",
     "joint_predictive",
     "latent_moments",
     "latent_states",

@@ -7,7 +7,7 @@ ranks need all observations of a gene at once, so they are kept, on disk when th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from countvi import seeding
 from countvi.batch import RNA
 from countvi.errors import choose
-from countvi.likelihoods import CountLikelihood
+from countvi.likelihoods import CountLikelihood, NegativeBinomialMixture
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, under
@@ -85,13 +85,55 @@ def feature_correlation(
     OptionError
         If ``correlation`` is neither of the two, or ranking needs more disk than there is.
     """
+    return joint_correlation(
+        model,
+        cells,
+        {modality: genes},
+        rna_size_factor=rna_size_factor,
+        counterfactuals=counterfactuals,
+        n_samples=n_samples,
+        correlation=correlation,
+        seed=seed,
+    )
+
+
+def joint_correlation(
+    model: CountModel,
+    cells: Cells,
+    features: Mapping[str, np.ndarray | None],
+    *,
+    rna_size_factor: float = 1000.0,
+    counterfactuals: Sequence[Counterfactual] = (None,),
+    n_samples: int = 10,
+    correlation: CorrelationType = "spearman",
+    log_transform: bool = False,
+    seed: int = seeding.DEFAULT_SEED,
+) -> np.ndarray:
+    """Correlations between features of several modalities; see :func:`feature_correlation`.
+
+    Of proteins the foreground is taken, without the background: zero where a draw says that the counts are background,
+    else a Gamma variable around the foreground mean.
+
+    Parameters
+    ----------
+    features
+        Columns of each modality, in this order; ``None`` for all.
+    log_transform
+        Correlate log(1 + x).
+    model, cells, rna_size_factor, counterfactuals, n_samples, correlation, seed
+        As in :func:`feature_correlation`.
+    """
     correlate = choose("correlation_type", correlation, {"spearman": _spearman, "pearson": _pearson})
-    columns = None if genes is None else torch.as_tensor(np.asarray(genes), dtype=torch.int64, device=cells.device)
-    n_genes = cells.n_features(modality) if columns is None else columns.shape[0]
-    total = np.zeros((n_genes, n_genes))
+    columns = {
+        name: None if wanted is None else torch.as_tensor(np.asarray(wanted), dtype=torch.int64, device=cells.device)
+        for name, wanted in features.items()
+    }
+    sizes = (cells.n_features(name) if wanted is None else len(wanted) for name, wanted in columns.items())
+    n_features = sum(sizes)
+    total = np.zeros((n_features, n_features))
     for counterfactual in counterfactuals:
-        draws = _Draws(model, cells, modality, columns, rna_size_factor, counterfactual, n_samples, seed)
-        total += correlate(draws, n_genes)
+        draws = _Draws(model, cells, columns, rna_size_factor, counterfactual, n_samples, seed, log_transform)
+        total += correlate(draws, n_features)
     return total / len(counterfactuals)
 
 
@@ -101,12 +143,12 @@ class _Draws:
 
     model: CountModel
     cells: Cells
-    modality: str
-    genes: Tensor | None
+    columns: Mapping[str, Tensor | None]
     size: float
     counterfactual: Counterfactual
     n_samples: int
     seed: int
+    log_transform: bool = False
 
     def __len__(self) -> int:
         return len(self.cells) * self.n_samples
@@ -123,19 +165,28 @@ class _Draws:
             for run in passes(self.n_samples, batch.n_cells, self.cells.chunk):
                 with evaluation(self.model):
                     latents = draw(self.model, q, source, run.stop - run.start)
-                    values = self._denoised(self.model.generate(latents, design)[self.modality], noise)
+                    likelihoods = self.model.generate(latents, design)
+                    parts = [self._denoised(likelihoods[name], at, noise) for name, at in self.columns.items()]
+                    values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+                    values = values.log1p() if self.log_transform else values
                 yield values.reshape(-1, values.shape[-1]).cpu().numpy()
 
-    def _denoised(self, likelihood: CountLikelihood, noise: torch.Generator) -> Tensor:
-        mean = self._select(likelihood.rate.scale) * self.size
+    def _denoised(self, likelihood: CountLikelihood, columns: Tensor | None, noise: torch.Generator) -> Tensor:
+        def select(values: Tensor) -> Tensor:
+            return values if columns is None else values.index_select(-1, columns)
+
+        if isinstance(likelihood, NegativeBinomialMixture):
+            rate = likelihood.rate
+            foreground = select(rate.foreground_probability)
+            drawn = torch.rand(foreground.shape, dtype=foreground.dtype, device=foreground.device, generator=noise)
+            mean = torch.where(drawn < foreground, select(rate.log_foreground.exp()), 0.0)
+        else:
+            mean = select(likelihood.rate.scale) * self.size
         if likelihood.theta is None:
             return mean
-        theta = self._select(likelihood.theta).clamp(*_THETA_RANGE).expand_as(mean)
+        theta = select(likelihood.theta).clamp(*_THETA_RANGE).expand_as(mean)
         gamma = torch._standard_gamma(theta, generator=noise)  # pyright: ignore[reportPrivateImportUsage]
         return gamma / theta * mean
-
-    def _select(self, values: Tensor) -> Tensor:
-        return values if self.genes is None else values.index_select(-1, self.genes)
 
 
 def _pearson(draws: _Draws, n_genes: int) -> np.ndarray:

@@ -1,0 +1,214 @@
+"""TOTALVI for users: read-outs by their definitions, and what is recovered from simulated cells."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import countvi
+from countvi.errors import DataWarning, NotSetUpError, OptionError, UnknownNameError
+
+N_CELLS, N_GENES, N_PROTEINS = 600, 30, 6
+
+
+def simulate(seed: int = 0) -> anndata.AnnData:
+    """Two cell types; each has three proteins of its own; the background of batch b is twice that of batch a."""
+    rng = np.random.default_rng(seed)
+    kind, batch = rng.integers(2, size=N_CELLS), rng.integers(2, size=N_CELLS)
+    rho = rng.gamma(1.0, 1.0, (2, N_GENES))
+    x = rng.poisson(rng.gamma(4.0, 25.0, (N_CELLS, 1)) * (rho / rho.sum(1, keepdims=True))[kind])
+    background = np.array([4.0, 8.0])[batch][:, None] * rng.lognormal(0.0, 0.2, (N_CELLS, N_PROTEINS))
+    own = (np.arange(N_PROTEINS) < 3)[None, :] == (kind == 0)[:, None]
+    mean = np.where(own, 12.0, 1.0) * background
+    y = rng.poisson(mean * rng.gamma(10.0, 0.1, mean.shape))
+    obs = pd.DataFrame({"batch": np.array(["a", "b"])[batch], "kind": kind.astype(str)})
+    obs.index = [f"c{i}" for i in range(N_CELLS)]
+    adata = anndata.AnnData(x.astype(np.float32), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)]))
+    names = [f"p{i}" for i in range(N_PROTEINS)]
+    adata.obsm["protein"] = pd.DataFrame(y.astype(float), index=obs.index, columns=names)
+    adata.obsm["own"] = own
+    return adata
+
+
+def fitted(adata: anndata.AnnData, epochs: int = 25, **options) -> countvi.TOTALVI:
+    countvi.TOTALVI.setup_anndata(adata, "protein", batch_key="batch")
+    model = countvi.TOTALVI(adata, n_latent=4, n_hidden=32, **options)
+    model.train(epochs, batch_size=100, enable_progress_bar=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> countvi.TOTALVI:
+    return fitted(simulate())
+
+
+def test_foreground_is_recovered(model):
+    own = model.adata.obsm["own"]
+    probability = model.get_protein_foreground_probability(n_samples=5)
+    assert list(probability.columns) == [f"p{i}" for i in range(N_PROTEINS)]
+    assert probability.to_numpy()[own].mean() > 0.8 > 0.3 > probability.to_numpy()[~own].mean()
+    _, protein = model.get_normalized_expression(n_samples=5)
+    assert np.median(protein.to_numpy()[own]) > 20 * np.median(protein.to_numpy()[~own])
+
+
+def test_background_of_batches_is_recovered(model):
+    background = model.get_protein_background_mean(n_samples=5)
+    batch = (model.adata.obs["batch"] == "b").to_numpy()
+    ratio = background[batch].mean(0) / background[~batch].mean(0)
+    np.testing.assert_allclose(ratio.mean(), 2.0, rtol=0.25)
+
+
+def test_predictive_means_are_those_of_the_model(model):
+    """Per protein and batch, within Monte-Carlo error: draws of counts beside the exact mean of the mixture."""
+    drawn = np.stack(model.posterior_predictive_sample(n_samples=40)["protein"])
+    _, expected = model.get_normalized_expression(n_samples=40, include_protein_background=True, seed=1)
+    for batch in ("a", "b"):
+        rows = (model.adata.obs["batch"] == batch).to_numpy()
+        error = drawn[:, rows].std((0, 1)) / np.sqrt(40 * rows.sum())
+        # Both sides are means of posterior draws, so that both have the error.
+        assert (np.abs(drawn[:, rows].mean((0, 1)) - expected[rows].mean(0)) < 5 * np.sqrt(2) * error).all()
+
+
+def test_predictive_means_of_genes_are_those_of_the_data(model):
+    """Per gene and batch; what training leaves open is much more than the Monte-Carlo error."""
+    drawn = model.posterior_predictive_sample(n_samples=10)
+    adata = model.adata
+    for batch in ("a", "b"):
+        rows = (adata.obs["batch"] == batch).to_numpy()
+        rna = np.mean([sample.toarray()[rows].mean(0) for sample in drawn["rna"]], axis=0)
+        x = np.asarray(adata.X)[rows]
+        np.testing.assert_allclose(rna, x.mean(0), rtol=0.15, atol=5 * x.std(0).max() / np.sqrt(len(x)))
+
+
+def test_rows_have_the_stated_sums(model):
+    for batches in (None, "a", ["a", "b"]):
+        rna, protein = model.get_normalized_expression(
+            transform_batch=batches, library_size=50.0, scale_protein=True, n_samples=2
+        )
+        np.testing.assert_allclose(rna.sum(1), 50.0, rtol=1e-5)
+        np.testing.assert_allclose(protein.sum(1), 1.0, rtol=1e-5)
+    rna, _ = model.get_normalized_expression(library_size="latent")
+    np.testing.assert_allclose(rna.sum(1), np.asarray(model.adata.X).sum(1), rtol=1e-4)
+
+
+def test_several_batches_are_averaged(model):
+    both = model.get_normalized_expression(transform_batch=["a", "b"], indices=[0, 5])
+    each = [model.get_normalized_expression(transform_batch=batch, indices=[0, 5]) for batch in "ab"]
+    for i in range(2):
+        np.testing.assert_allclose(both[i], (each[0][i] + each[1][i]) / 2, rtol=1e-5)
+
+
+def test_protein_expression_by_its_definition(model):
+    """Beside the decoded parameters: (1 - pi) foreground, plus pi background if asked."""
+    arguments = {"indices": [3, 1], "n_samples": 400, "return_mean": False}
+    _, own = model.get_normalized_expression(**arguments)
+    _, total = model.get_normalized_expression(**arguments, include_protein_background=True)
+    _, drawn = model.get_normalized_expression(**arguments, sample_protein_mixing=True)
+    probability = model.get_protein_foreground_probability(**arguments)
+    assert own.shape == total.shape == probability.shape == (400, 2, N_PROTEINS)
+    assert (total > own).all()
+    assert ((drawn == 0) == (drawn < own)).all() or (drawn >= 0).all()
+    np.testing.assert_allclose((drawn > 0).mean(0), probability.mean(0), atol=5 * 0.5 / np.sqrt(400))
+    same = model.get_normalized_expression(**arguments, sampling_protein_mixing=True)[1]
+    np.testing.assert_array_equal(drawn, same)
+
+
+def test_means_over_the_background_are_exact(model):
+    """Given the mean of z, many draws of the background average to what the exact mean gives."""
+    exact = model.get_protein_background_mean(indices=[0], n_samples=300)
+    with torch.no_grad():
+        batch = model._need_data().batch(np.zeros(4000, dtype=np.int64))
+        latents = model.module.sample(model.module.guide(batch), torch.Generator().manual_seed(0))
+        drawn = model.module.generate(latents, batch.design)["protein"].rate.log_background.exp()
+    np.testing.assert_allclose(exact[0], drawn.mean(0), rtol=0.1)
+
+
+def test_shapes_names_and_evidence(model):
+    rna, protein = model.get_normalized_expression(gene_list=["g3", "g1"], protein_list=["p5"], indices=[4, 2])
+    assert list(rna.columns) == ["g3", "g1"] and list(protein.columns) == ["p5"]
+    assert list(rna.index) == list(protein.index) == ["c4", "c2"]
+    rna, protein = model.get_normalized_expression(n_samples_overall=7)
+    assert rna.shape == (7, N_GENES) and protein.shape == (7, N_PROTEINS)
+    parameters = model.get_likelihood_parameters(indices=[0, 1, 2], n_samples=2)
+    assert set(parameters["protein"]) >= {"mean", "background_mean", "foreground_mean", "background_probability"}
+    assert all(value.shape == (2, 3, N_PROTEINS) for value in parameters["protein"].values())
+    np.testing.assert_allclose(model.get_latent_library_size().ravel(), np.asarray(model.adata.X).sum(1), rtol=1e-5)
+    assert set(model.get_reconstruction_error()) == {"rna", "protein"}
+    few = np.arange(20)
+    tight, loose = model.get_marginal_ll(indices=few, n_mc_samples=200), model.get_elbo(indices=few)
+    assert loose < tight < loose + 40
+    matrix = model.get_feature_correlation_matrix(n_samples=2, gene_list=["g0", "g1"], log_transform=True)
+    assert list(matrix.index) == ["g0", "g1", *(f"p{i}" for i in range(N_PROTEINS))]
+    # Proteins of one type go together, and against those of the other.
+    assert matrix.loc["p0", "p1"] > 0.3 > -0.3 > matrix.loc["p0", "p4"]
+
+
+def test_saved_and_loaded_models_agree(model, tmp_path):
+    model.save(tmp_path / "model")
+    again = countvi.TOTALVI.load(tmp_path / "model", model.adata)
+    np.testing.assert_array_equal(again.get_latent_representation(), model.get_latent_representation())
+    pd.testing.assert_frame_equal(again.get_normalized_expression()[1], model.get_normalized_expression()[1])
+    assert again.history.equals(model.history)
+
+
+@pytest.mark.filterwarnings("ignore::countvi.errors.DataWarning")
+def test_a_hidden_protein_is_imputed():
+    """Hidden in one batch, a protein is predicted there from the other."""
+    adata = simulate(1)
+    truth = adata.obsm["protein"].to_numpy().copy()
+    hidden = (adata.obs["batch"] == "b").to_numpy()
+    adata.obsm["protein"].iloc[hidden, [0, 4]] = np.nan
+    model = fitted(adata)
+    assert model._companions(), "missing proteins switch the classifier on"
+    _, protein = model.get_normalized_expression(n_samples=5, transform_batch="a", include_protein_background=True)
+    for column in (0, 4):
+        r = np.corrcoef(np.log1p(protein.to_numpy()[hidden, column]), np.log1p(truth[hidden, column]))[0, 1]
+        assert r > 0.8, (column, r)
+    errors = model.get_reconstruction_error(return_mean=False)
+    assert np.isfinite(errors["protein"]).all()
+
+
+def test_proteins_of_a_cell_that_has_none():
+    adata = simulate(2)[:80].copy()
+    adata.obsm["protein"].iloc[:5] = np.nan
+    countvi.TOTALVI.setup_anndata(adata, "protein")
+    model = countvi.TOTALVI(adata, n_latent=2, n_hidden=8)
+    model.train(1, enable_progress_bar=False)
+    errors = model.get_reconstruction_error(return_mean=False)
+    assert np.isnan(errors["protein"][:5]).all() and np.isfinite(errors["protein"][5:]).all()
+    assert np.isfinite(model.get_normalized_expression()[1].to_numpy()).all()
+
+
+def test_a_guess_is_said_and_can_be_overridden():
+    adata = simulate(3)[:60].copy()
+    adata.obsm["protein"].iloc[(adata.obs["batch"] == "b").to_numpy(), 2] = 0.0
+    countvi.TOTALVI.setup_anndata(adata, "protein", batch_key="batch")
+    with pytest.warns(DataWarning, match="no counts in batch 'b'.*p2"):
+        model = countvi.TOTALVI(adata, n_hidden=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        overridden = countvi.TOTALVI(adata, n_hidden=8, override_missing_proteins=True)
+    assert "protein" not in overridden._need_data().patterns and "protein" in model._need_data().patterns
+
+
+def test_what_is_refused():
+    adata = simulate(4)[:40].copy()
+    with pytest.raises(NotSetUpError, match="setup_anndata"):
+        countvi.TOTALVI(adata)
+    countvi.TOTALVI.setup_anndata(adata, "protein")
+    for name, value in {"n_latent": 0, "gene_likelihood": "poisson", "dropout_rate_decoder": 1.0}.items():
+        with pytest.raises(OptionError, match=name):
+            countvi.TOTALVI(adata, **{name: value})
+    model = countvi.TOTALVI(adata, n_hidden=8)
+    with pytest.raises(OptionError, match="several batches"):
+        model.train(1, adversarial_classifier=True)
+    with pytest.raises(OptionError, match="adversarial_classifier"):
+        model.train(1, adversarial_classifier="yes")
+    model.train(1, enable_progress_bar=False)
+    with pytest.raises(UnknownNameError, match="proteins are not in the model"):
+        model.get_normalized_expression(protein_list=["CD3"])
