@@ -18,7 +18,7 @@ class Side(ABC):
 
     @abstractmethod
     def build(self, adata: anndata.AnnData, seed: int, **options: Any) -> Any:
-        """Set up and construct a model with its defaults and the given options."""
+        """Set up and construct a model with its defaults and the given options; ``batch_key`` goes to the set-up."""
 
     @abstractmethod
     def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
@@ -40,6 +40,13 @@ class Side(ABC):
         """Normalised expression of some cells, shape ``(cells, genes)``."""
         return model.get_normalized_expression(indices=rows, return_numpy=True)
 
+    def map_onto(self, model: Any, query: anndata.AnnData, max_epochs: int | None) -> Any:
+        """Model of new cells on a trained one, trained."""
+        mapped = type(model).load_query_data(query, model)
+        rows = np.arange(query.n_obs)
+        self.train(mapped, rows[rows % 10 > 0], rows[rows % 10 == 0], max_epochs)
+        return mapped
+
     def one_vs_rest(self, model: Any, groups: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Mean normalised expression in each group and in the others, shape ``(groups, genes)`` each."""
         sums = np.stack([self.expression(model, rows).sum(0, dtype=np.float64) for rows in groups])
@@ -59,9 +66,10 @@ class Countvi(Side):
     def build(self, adata: anndata.AnnData, seed: int, **options: Any) -> Any:
         import countvi
 
+        key = options.pop("batch_key", _batch_key(adata))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", countvi.errors.DataWarning)
-            countvi.SCVI.setup_anndata(adata, batch_key=_batch_key(adata))
+            countvi.SCVI.setup_anndata(adata, batch_key=key)
             return countvi.SCVI(adata, seed=seed, **options)
 
     def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
@@ -84,9 +92,10 @@ class ScviTools(Side):
 
         logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
         scvi.settings.seed, scvi.settings.verbosity = seed, 40
+        key = options.pop("batch_key", _batch_key(adata))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            scvi.model.SCVI.setup_anndata(adata, batch_key=_batch_key(adata))
+            scvi.model.SCVI.setup_anndata(adata, batch_key=key)
             return scvi.model.SCVI(adata, **options)
 
     def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:

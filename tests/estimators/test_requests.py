@@ -441,12 +441,16 @@ def test_transform_batch(model):
         assert np.abs(values - own)[batches != batch].max() > 1e-6
     average = model.get_normalized_expression(transform_batch=["a", "c"], **arguments)
     np.testing.assert_allclose(average, (by_batch["a"] + by_batch["c"]) / 2, rtol=1e-5)
+    everywhere = model.get_normalized_expression(transform_batch="average", **arguments)
+    np.testing.assert_allclose(everywhere, sum(by_batch.values()) / 3, rtol=1e-5)
     with pytest.raises(UnknownNameError, match=r"'A'.*Did you mean 'a'"):
         model.get_normalized_expression(transform_batch="A")
     with pytest.raises(OptionError, match="empty list"):
         model.get_normalized_expression(transform_batch=[])
     with pytest.raises(OptionError, match="one batch at a time"):
         model.posterior_predictive_sample(transform_batch=["a", "b"])
+    with pytest.raises(OptionError, match="one batch at a time"):
+        model.posterior_predictive_sample(transform_batch="average")
     assert model.posterior_predictive_sample(transform_batch="a").shape == (40, 12)
 
 

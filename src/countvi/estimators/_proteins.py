@@ -62,7 +62,8 @@ class ProteinEstimator(ComparedProteins, ABC):
             Draw so many cells with replacement, one posterior draw each.
         transform_batch
             Decode every cell as if it came from this batch, or had these covariates (``{"donor": "d1"}``); a list
-            averages over batches; ``None`` leaves each in its own, so the result then still carries batch effects.
+            averages over batches, ``"average"`` over all of them; ``None`` leaves each in its own, so the result then
+            still carries batch effects.
         gene_list, protein_list
             Genes and proteins to return, in this order.
         library_size

@@ -155,7 +155,8 @@ class RegularizedEstimator(ComparedEstimator, ABC):
             Which cells; see :meth:`get_latent_representation`.
         transform_batch
             Decode every cell as if it came from this batch, or had these covariates (``{"site": "s1"}``); a list
-            averages; ``None`` leaves each cell as it is, so the result then still carries technical effects.
+            averages, ``"average"`` does over all batches; ``None`` leaves each cell as it is, so the result then still
+            carries technical effects.
         gene_list
             Features to return, in this order.
         library_size

@@ -50,7 +50,8 @@ class RNAEstimator(ComparedEstimator, ABC):
             Which cells; see :meth:`get_latent_representation`.
         transform_batch
             Decode every cell as if it came from this batch, or had these covariates (``{"donor": "d1"}``); a list
-            averages over batches; ``None`` leaves each in its own, so the result then still carries batch effects.
+            averages over batches, ``"average"`` over all of them; ``None`` leaves each in its own, so the result then
+            still carries batch effects.
         gene_list
             Genes to return, in this order.
         library_size
