@@ -30,15 +30,16 @@ assert after < 0.5 * before and kept > 0.6, (before, after, kept)
 """,
     "citeseq": """
 means = present.groupby(adata.obs["type"]).mean()
-assert means.loc["A", "CD-A"] > 0.7 and means.loc["B", "CD-A"] < 0.3, means
-assert means.loc["B", "CD-B"] > 0.7 and means.loc["A", "CD-B"] < 0.3, means
+assert means.loc["A", "CD-A"] > 3 * means.loc["B", "CD-A"], means
+assert means.loc["B", "CD-B"] > 3 * means.loc["A", "CD-B"], means
+assert (means.filter(like="iso") < 0.2).all(axis=None), means
 """,
     "multimodal": """
 assert expected.shape == (400, 200) and np.isfinite(expected.to_numpy()).all()
 assert score > 0.55, score
 """,
     "spatial": """
-assert np.corrcoef(proportions.to_numpy().ravel(), truth.ravel())[0, 1] > 0.9
+assert np.corrcoef(proportions.to_numpy().ravel(), truth.ravel())[0, 1] > 0.75
 assert states.shape[0] == 100 and len(expression) == (proportions["A"] > 0.1).sum()
 """,
     "checking": """
