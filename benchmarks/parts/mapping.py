@@ -36,9 +36,7 @@ def measure(settings: Settings) -> list[Comparison]:
                 scores = row.scores_ours if ours else row.scores_theirs
                 for score, value in run.scores.items():
                     scores.setdefault(score, []).append(value)
-        row.notes = (
-            f"{adata.n_obs:,} cells x {adata.n_vars:,} genes; mapping alone, without the reference"
-        )
+        row.notes = f"{adata.n_obs:,} cells x {adata.n_vars:,} genes; mapping alone, without the reference"
         found.append(row)
     return found
 

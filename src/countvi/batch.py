@@ -8,7 +8,7 @@ a :class:`Batch` is both. All three are immutable: a counterfactual is a new ``D
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from countvi.errors import OptionError
 from countvi.typing import Cells, CellsGenes, Codes
 
 RNA = "rna"
@@ -244,20 +245,71 @@ class Design:
         )
 
 
+@dataclass(frozen=True)
+class AbsentCounts(Mapping[str, CountBlock]):
+    """Stands for counts of cells of which only the posterior was kept; says so when they are asked for.
+
+    Parameters
+    ----------
+    sizes
+        Number of features by modality.
+    """
+
+    sizes: Mapping[str, int]
+
+    def __getitem__(self, modality: str) -> CountBlock:
+        """Raise, as there are none."""
+        message = (
+            "This needs counts, and the model keeps the posterior of its cells instead of them (minify_adata). Pass "
+            "adata=, with the counts."
+        )
+        raise OptionError(message)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A minibatch of cells: counts per modality, and the design."""
+    """A minibatch of cells: counts per modality, and the design.
+
+    Parameters
+    ----------
+    counts
+        By modality.
+    design
+        What else is known.
+    stored
+        Mean and standard deviation (``None`` for what is given) of the posterior of each latent variable, by its name,
+        in place of counts; ``None`` where there are counts.
+    """
 
     counts: Mapping[str, CountBlock]
     design: Design
+    stored: Mapping[str, tuple[Tensor, Tensor | None]] | None = None
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
         return self.design.n_cells
 
+    def n_features(self, modality: str) -> int:
+        """Number of features of a modality."""
+        if isinstance(self.counts, AbsentCounts):
+            return self.counts.sizes[modality]
+        return self.counts[modality].n_features
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
         """Move to a device, and cast everything that is not a code or an index."""
+        if self.stored is not None:
+            moved = {
+                name: (loc.to(device, dtype), None if scale is None else scale.to(device, dtype))
+                for name, (loc, scale) in self.stored.items()
+            }
+            return Batch(self.counts, self.design.to(device, dtype), moved)
         return Batch(
             counts={name: block.to(device, dtype) for name, block in self.counts.items()},
             design=self.design.to(device, dtype),

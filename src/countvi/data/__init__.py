@@ -10,6 +10,7 @@ from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.data.h5mu import read_h5mu, write_h5mu
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
 from countvi.data.measured import MaskedSource, Patterns
+from countvi.data.minified import MINIFIED_TYPE, minified
 from countvi.data.moments import variance_ratio
 from countvi.data.padding import prepare_query, prepare_query_mudata
 from countvi.data.placement import placed, unique_names
@@ -31,6 +32,7 @@ from countvi.data.validate import CountSummary, check_counts, summarize
 __all__ = [
     "BATCH_COLUMN",
     "GENES",
+    "MINIFIED_TYPE",
     "PEAKS",
     "PROTEINS",
     "BackedSource",
@@ -61,6 +63,7 @@ __all__ = [
     "extend",
     "is_mudata",
     "make_split",
+    "minified",
     "obs_column",
     "open_source",
     "placed",

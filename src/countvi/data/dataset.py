@@ -15,11 +15,12 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from countvi.batch import Batch, CountBlock, Design
+from countvi.batch import AbsentCounts, Batch, CountBlock, Design
 from countvi.data.columns import codes_of, continuous_of, size_factor_of
 from countvi.data.container import check_container, obs_column, part_of, part_text, rows_of
 from countvi.data.features import feature_names
 from countvi.data.measured import MaskedSource, Patterns, patterns_of
+from countvi.data.minified import AbsentSource, Stored, is_minified, stored_of
 from countvi.data.registry import Modality, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.source import CountSource, InMemorySource, UnpairedSource, location_text, open_source
@@ -57,6 +58,8 @@ class Dataset:
         Row of each cell in a model's tables of single cells, shape ``(cells,)``, int64; ``placed`` sets it.
     patterns
         Which features of a modality were measured in which cells, by modality; those measured whole are left out.
+    stored
+        The posterior of the cells, which is kept instead of their counts; ``None`` where there are counts.
     """
 
     registry: Registry
@@ -68,6 +71,7 @@ class Dataset:
     present: Mapping[str, Tensor] = field(default_factory=dict)
     position: Tensor | None = None
     patterns: Mapping[str, Patterns] = field(default_factory=dict)
+    stored: Stored | None = None
     _summaries: dict[str, CountSummary] = field(default_factory=dict, repr=False)
 
     @property
@@ -84,8 +88,13 @@ class Dataset:
             Row numbers, shape ``(cells,)``, in any order, repeats allowed.
         """
         index = torch.from_numpy(np.array(rows, dtype=np.int64))
+        stored, counts = None, None
+        if self.stored is not None:
+            stored = {n: (loc[index], None if s is None else s[index]) for n, (loc, s) in self.stored.items()}
+            counts = AbsentCounts({name: source.n_features for name, source in self.sources.items()})
         return Batch(
-            counts={name: source.take(rows) for name, source in self.sources.items()},
+            counts={name: source.take(rows) for name, source in self.sources.items()} if counts is None else counts,
+            stored=stored,
             design=Design(
                 codes=self.codes[index],
                 continuous=self.continuous[index],
@@ -215,7 +224,10 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
     present, patterns = {}, {}
     for modality in registry.modalities:
         name, rows = modality.name, rows_of(data, modality.part)
-        sources[name] = _open(data, modality, rows)
+        if is_minified(data):
+            sources[name] = AbsentSource(data.n_obs, modality.n_features)
+        else:
+            sources[name] = _open(data, modality, rows)
         if rows is not None and (rows < 0).any():
             present[name] = torch.from_numpy(rows >= 0)
         if modality.gaps is not None:
@@ -238,6 +250,7 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
         obs_names=data.obs_names.copy(),
         present=present,
         patterns=patterns,
+        stored=stored_of(data) if is_minified(data) else None,
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from countvi import data as data_layer
 from countvi import query, seeding
-from countvi.errors import OptionError
+from countvi.errors import OptionError, choose
 from countvi.estimators import _criticism, _labels, _mapping, _training
 from countvi.estimators._indices import Indices
 from countvi.estimators._trainable import Trainable
@@ -159,6 +159,39 @@ class CountEstimator(ScoredEstimator, ABC):
         """
         freezing = {name: value for name, value in locals().items() if name == "unfrozen" or name.startswith("freeze_")}
         return _mapping.load_query_data(cls, adata, reference_model, freezing, device=device, seed=seed)
+
+    def minify_adata(
+        self, minified_data_type: Literal["latent_posterior_parameters"] = data_layer.MINIFIED_TYPE
+    ) -> None:
+        """Keep the posterior of the model's cells instead of their counts, which takes far less space.
+
+        The data of the model become a copy of ``obs`` with means and variances in ``obsm``; your own AnnData or MuData
+        is unchanged. Cell states, expression, library sizes, predictive samples and correlations are read out as
+        before. What compares with counts (evidence, checks, ambient counts, training) says that it needs them: pass
+        ``adata=`` there. Save with ``save_anndata=True`` to keep the small data with the model.
+
+        Parameters
+        ----------
+        minified_data_type
+            ``"latent_posterior_parameters"``; there is no other.
+
+        Raises
+        ------
+        OptionError
+            If the model measures proteins, of which only the counts say where they were measured.
+        """
+        choose("minified_data_type", minified_data_type, {data_layer.MINIFIED_TYPE: None})
+        cells = self._cells(None, None, None)
+        assert self.adata is not None
+        self._training_fingerprint()  # of the counts, while they are here
+        posterior = query.latent_posteriors(self.module, cells)
+        self.adata = data_layer.minified(self.adata, self.registry, posterior)
+        self._data = self._bound(self.adata)
+
+    @property
+    def minified_data_type(self) -> str | None:
+        """``"latent_posterior_parameters"`` if the model keeps the posterior of its cells and no counts."""
+        return data_layer.MINIFIED_TYPE if self._data is not None and self._data.stored is not None else None
 
     def _extended_by(self, query: AnnData | MuData) -> data_layer.Registry:
         """What this model was set up with, and the categories of a query besides."""

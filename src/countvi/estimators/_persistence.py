@@ -145,7 +145,7 @@ def _rows(history: dict[str, list[Any]]) -> list[Row]:
 
 def _known_split(model: Trainable, split: data_layer.Split) -> data_layer.Split | None:
     """The saved split, unless the data at hand are other data."""
-    if model._data is None or model._data.fingerprint() == model._fingerprint:
+    if model._data is None or model._data.stored is not None or model._data.fingerprint() == model._fingerprint:
         return split
     message = (
         "These are not the data this model was trained on, so its split into training and held-out cells does "

@@ -65,10 +65,11 @@ class Trainable(ABC):
         self._split: data_layer.Split | None = None
         self._fingerprint: str | None = None
         self._mapped: _mapping.Mapped | None = None
-        if self._data is not None:
-            self._check_counts(self._data)
+        counted = None if self._data is None or self._data.stored is not None else self._data
+        if counted is not None:
+            self._check_counts(counted)
         with seeding.forked(self.seed):
-            self.module = self._build(self._data)
+            self.module = self._build(counted)
         self.module.eval()
 
     @abstractmethod
@@ -228,7 +229,7 @@ class Trainable(ABC):
         )
         fabric = _training.make_fabric(accelerator, devices, strategy, precision, logger)
         hooks = [*progress_callback(enable_progress_bar), *callbacks]
-        self._need_something_to_learn()
+        _training.check_learns(self.module)
         dataset = self._need_data()
         self._split, result = _training.train(
             fabric, self.module, dataset, request, hooks, split=self._split, first_epoch=len(self._rows)
@@ -373,16 +374,8 @@ class Trainable(ABC):
             raise MismatchError(message)
         return self._data
 
-    def _need_something_to_learn(self) -> None:
-        if not any(parameter.requires_grad for parameter in self.module.parameters()):
-            message = (
-                "There is nothing to train: the reference knows every category of these cells, and all else is held. "
-                "The read-outs can be used as they are; to adapt more, pass freeze_...=False to load_query_data."
-            )
-            raise OptionError(message)
-
     def _training_fingerprint(self) -> str | None:
-        if self._fingerprint is None and self._data is not None:
+        if self._fingerprint is None and self._data is not None and self._data.stored is None:
             self._fingerprint = self._data.fingerprint()
         return self._fingerprint
 

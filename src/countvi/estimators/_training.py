@@ -316,6 +316,22 @@ def _explain(error: NonFiniteStep, data: Dataset) -> str:
     )
 
 
+def check_learns(model: CountModel) -> None:
+    """Refuse to train a model of which everything is held.
+
+    Raises
+    ------
+    OptionError
+        If no parameter may move.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        message = (
+            "There is nothing to train: the reference knows every category of these cells, and all else is held. The "
+            "read-outs can be used as they are; to adapt more, pass freeze_...=False to load_query_data."
+        )
+        raise OptionError(message)
+
+
 def check_size(name: str, value: Any, *, minimum: int = 1) -> None:
     """Refuse what is not a whole number of at least ``minimum``.
 

@@ -17,7 +17,7 @@ from countvi.query.effects import Change, Columns, Greater, Hypothesis, differen
 from countvi.query.evidence import elbo, marginal_log_likelihood, reconstruction
 from countvi.query.expression import Scale, normalized_expression, sampled_expression
 from countvi.query.importance import Importance
-from countvi.query.latent import latent_moments, latent_states
+from countvi.query.latent import latent_moments, latent_posteriors, latent_states
 from countvi.query.neighbors import Located, vote
 from countvi.query.outliers import inliers
 from countvi.query.populations import Drawing
@@ -73,6 +73,7 @@ __all__ = [
     "joint_correlation",
     "joint_predictive",
     "latent_moments",
+    "latent_posteriors",
     "latent_states",
     "library_size",
     "likelihood_parameters",

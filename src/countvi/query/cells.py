@@ -83,7 +83,7 @@ class Cells:
 
     def n_features(self, modality: str) -> int:
         """Number of features of a modality."""
-        return self.source.batch(self.rows[:1]).counts[modality].n_features
+        return self.source.batch(self.rows[:1]).n_features(modality)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from countvi.errors import choose
 from countvi.likelihoods import CountLikelihood, NegativeBinomialMixture
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, evaluation
-from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, under
+from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, posterior, under
 from countvi.query.scratch import scratch
 
 # What ranking and multiplying hold at once.
@@ -160,7 +160,7 @@ class _Draws:
         for _, batch in self.cells:
             # Entered for each block: a generator that is left suspended must not keep the model in evaluation mode.
             with evaluation(self.model):
-                q = self.model.guide(batch)
+                q = posterior(self.model, batch)
             design = under(batch.design, self.counterfactual)
             for run in passes(self.n_samples, batch.n_cells, self.cells.chunk):
                 with evaluation(self.model):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from countvi import seeding
-from countvi.batch import Design
+from countvi.batch import Batch, Design
 from countvi.models._base import CountModel
 from countvi.nn.latent import Gaussian, Given, Latent
 
@@ -76,6 +76,27 @@ def draw(model: CountModel, q: Any, generator: torch.Generator, n_samples: int) 
             for latent, values in zip(q, zip(*samples, strict=True), strict=True)
         )
     )
+
+
+def posterior(model: CountModel, batch: Batch) -> Any:
+    """Return the guide of a batch, or what was stored of it."""
+    if batch.stored is None:
+        return model.guide(batch)
+    prior = model.prior(batch.design)
+    return type(prior)(*(_stored(batch, name, like) for name, like in zip(prior._fields, prior, strict=True)))
+
+
+def _stored(batch: Batch, name: str, like: Latent) -> Latent:
+    assert batch.stored is not None
+    if name not in batch.stored:
+        return like  # noise, whose posterior is its prior
+    loc, scale = batch.stored[name]
+    if scale is None:
+        return Given(loc.squeeze(-1))
+    assert isinstance(like, Gaussian)
+    if like.event_dims == 0:
+        loc, scale = loc.squeeze(-1), scale.squeeze(-1)
+    return Gaussian(loc, scale, like.event_dims)
 
 
 def posterior_mean(q: Any) -> Any:

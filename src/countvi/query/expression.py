@@ -24,6 +24,7 @@ from countvi.query.draws import (
     draw,
     generator,
     passes,
+    posterior,
     posterior_mean,
     under,
 )
@@ -140,7 +141,7 @@ def normalized_expression(
     with evaluation(model):
         for block, batch in cells:
             if use_z_mean:
-                sink.write(expression(posterior_mean(model.guide(batch)), batch.design), block)
+                sink.write(expression(posterior_mean(posterior(model, batch)), batch.design), block)
                 continue
             weighted = None if importance is None else _proposals(model, batch, importance, n_samples, cells, source)
             if weighted is not None and averaged and n_samples > 1:
@@ -148,7 +149,7 @@ def normalized_expression(
             elif weighted is None and averaged:
                 sink.write(_mean_over_draws(expression, batch, n_samples, cells.chunk, source), block)
             else:
-                q = model.guide(batch)
+                q = posterior(model, batch)
                 for run in passes(n_samples, batch.n_cells, cells.chunk):
                     n = run.stop - run.start
                     latents = draw(model, q, source, n) if weighted is None else weighted.drawn(n, source)
@@ -212,7 +213,7 @@ def sampled_expression(
 
 
 def _mean_over_draws(expression: Scale, batch: Batch, n_samples: int, chunk: int, source: torch.Generator) -> Tensor:
-    q = expression.model.guide(batch)
+    q = posterior(expression.model, batch)
     mean = RunningMean()
     for run in passes(n_samples, batch.n_cells, chunk):
         mean.add(expression(draw(expression.model, q, source, run.stop - run.start), batch.design))

@@ -8,8 +8,9 @@ from torch import Tensor
 from countvi import seeding
 from countvi.batch import Batch
 from countvi.models._base import CountModel
+from countvi.nn.latent import Given
 from countvi.query.cells import Cells, map_cells
-from countvi.query.draws import RunningMean, Stream, generator, passes, posterior_mean
+from countvi.query.draws import RunningMean, Stream, generator, passes, posterior, posterior_mean
 
 # Latent coordinates held at once while averaging transformed draws: 16 MiB in float32.
 _BLOCK = 2**22
@@ -33,7 +34,7 @@ def latent_moments(model: CountModel, cells: Cells) -> tuple[np.ndarray, np.ndar
     """
 
     def moments(batch: Batch) -> tuple[Tensor, Tensor]:
-        z = getattr(model.guide(batch), model.state)
+        z = getattr(posterior(model, batch), model.state)
         return z.loc, z.scale
 
     loc, scale = map_cells(model, cells, moments)
@@ -72,7 +73,7 @@ def latent_states(
     source = generator(seed, Stream.STATES, cells.device)
 
     def states(batch: Batch) -> tuple[Tensor]:
-        q = model.guide(batch)
+        q = posterior(model, batch)
         if not give_mean:
             return (model.cell_state(model.sample(q, source)),)
         centre = posterior_mean(q)
@@ -85,3 +86,28 @@ def latent_states(
         return (mean.result(),)
 
     return map_cells(model, cells, states)[0]
+
+
+def latent_posteriors(model: CountModel, cells: Cells) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Posterior of every latent variable of each cell: all that decoding needs.
+
+    Returns
+    -------
+    dict
+        Mean and standard deviation by latent variable, ``(cells, ...)``; ``None`` for one that is given. Noise, whose
+        posterior is its prior, is left out.
+    """
+    given: dict[str, bool] = {}
+
+    def parts(batch: Batch) -> list[Tensor]:
+        q = posterior(model, batch)
+        tensors = []
+        for name, latent in zip(q._fields, q, strict=True):
+            if name in model.noise:
+                continue
+            given[name] = isinstance(latent, Given)
+            tensors += [latent.value] if isinstance(latent, Given) else [latent.loc, latent.scale]
+        return tensors
+
+    arrays = iter(map_cells(model, cells, parts))
+    return {name: (next(arrays), None if known else next(arrays)) for name, known in given.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 from countvi.batch import Batch, Design
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, evaluation
-from countvi.query.draws import Counterfactual, Stream, generator, repeated
+from countvi.query.draws import Counterfactual, Stream, generator, posterior, repeated
 from countvi.query.importance import Importance, Proposals
 from countvi.query.scratch import scratch
 
@@ -152,7 +152,7 @@ class Drawing:
 
     def _latents(self, batch: Batch, index: Tensor, source: torch.Generator) -> Any:
         if self.importance is None:
-            return self.model.sample(repeated(self.model.guide(batch), index), source)
+            return self.model.sample(repeated(posterior(self.model, batch), index), source)
         return Proposals.of(self.model, batch, self.importance, self.cells.chunk, source).resampled(index, source)
 
 

@@ -24,6 +24,7 @@ from countvi.query.draws import (
     generator,
     log_natural_mean,
     passes,
+    posterior,
     under,
 )
 
@@ -101,7 +102,7 @@ def joint_predictive(
     dense: set[str] = set()
     with evaluation(model):
         for _, batch in cells:
-            q = model.guide(batch)
+            q = posterior(model, batch)
             design = under(batch.design, counterfactual)
             for run in passes(n_samples, batch.n_cells, cells.chunk):
                 likelihoods = model.generate(draw(model, q, source, run.stop - run.start), design)
@@ -165,7 +166,7 @@ def likelihood_parameters(
 
     with evaluation(model):
         for block, batch in cells:
-            q = model.guide(batch)
+            q = posterior(model, batch)
             means: dict[str, RunningMean] = {}
             for run in passes(n_samples, batch.n_cells, cells.chunk):
                 latents = draw(model, q, source, run.stop - run.start)
@@ -203,9 +204,9 @@ def library_size(
     source = generator(seed, Stream.LIBRARY, cells.device)
 
     def library(batch: Batch) -> tuple[Tensor]:
-        posterior = model.guide(batch).log_library
-        exact = give_mean or isinstance(posterior, Given)
-        log_library = log_natural_mean(posterior) if exact else posterior.rsample(source)
+        q = posterior(model, batch).log_library
+        exact = give_mean or isinstance(q, Given)
+        log_library = log_natural_mean(q) if exact else q.rsample(source)
         sizes = log_library.exp()
         return (sizes if sizes.dim() == 2 else sizes.unsqueeze(-1),)
 

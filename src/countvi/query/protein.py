@@ -25,6 +25,7 @@ from countvi.query.draws import (
     draw,
     generator,
     passes,
+    posterior,
     posterior_mean,
     under,
 )
@@ -144,7 +145,7 @@ def protein_readout(
     source = generator(seed, Stream.EXPRESSION, cells.device)
     with evaluation(model):
         for block, batch in cells:
-            q = model.guide(batch)
+            q = posterior(model, batch)
             if use_z_mean:
                 sink.write(what(posterior_mean(q), batch.design), block)
                 continue

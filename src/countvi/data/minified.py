@@ -1,0 +1,145 @@
+"""Cells of which the posterior of the latent variables is kept instead of the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from torch import Tensor
+
+from countvi.batch import AbsentCounts, CountBlock
+from countvi.data.container import is_mudata
+from countvi.data.registry import Registry
+from countvi.data.source import CountSource
+from countvi.errors import OptionError
+
+if TYPE_CHECKING:
+    from countvi.data.container import Container
+
+MINIFIED_KEY = "_scvi_adata_minify_type"
+"""Entry of ``uns`` that marks such data, as in scvi-tools."""
+MINIFIED_TYPE: Final = "latent_posterior_parameters"
+_MEAN, _VARIANCE = "_latent_{}_mean", "_latent_{}_variance"
+
+Stored = Mapping[str, tuple[Tensor, Tensor | None]]
+"""Mean and standard deviation by latent variable; ``None`` for one that is given."""
+
+
+class AbsentSource(CountSource):
+    """Counts that were not kept.
+
+    Parameters
+    ----------
+    n_cells, n_features
+        How many there were.
+    """
+
+    def __init__(self, n_cells: int, n_features: int) -> None:
+        self._shape = (n_cells, n_features)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of rows."""
+        return self._shape[0]
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns."""
+        return self._shape[1]
+
+    @property
+    def in_memory(self) -> bool:
+        """Yes: there is nothing to read."""
+        return True
+
+    def take(self, rows: NDArray[np.integer]) -> CountBlock:
+        """Raise, as there are none."""
+        return AbsentCounts({})[""]
+
+
+def minified(data: Container, registry: Registry, posterior: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> Any:
+    """Make data without counts that a model reads as those with counts.
+
+    Parameters
+    ----------
+    data
+        The cells; they are only read.
+    registry
+        What the model was set up with.
+    posterior
+        Mean and standard deviation of each latent variable, ``(cells, ...)``.
+
+    Returns
+    -------
+    AnnData or MuData
+        ``obs``, the names of the features, and the posterior in ``obsm``.
+
+    Raises
+    ------
+    OptionError
+        If single features of a modality were not measured in some cells, which only the counts say.
+    """
+    if any(modality.gaps is not None for modality in registry.modalities):
+        message = (
+            "A model of proteins cannot drop its counts: which proteins were measured in which cells is read from them."
+        )
+        raise OptionError(message)
+    obsm: dict[str, np.ndarray] = {}
+    for name, (loc, scale) in posterior.items():
+        obsm[_MEAN.format(name)] = _as_matrix(loc)
+        if scale is not None:
+            obsm[_VARIANCE.format(name)] = _as_matrix(np.square(scale))
+    if not is_mudata(data):
+        assert isinstance(data, AnnData)
+        small: Any = _bare(data, registry.modalities[0].feature_names)
+    else:
+        from mudata import MuData, set_options
+
+        names = {m.part: m.feature_names for m in registry.modalities}
+        parts = {part: _bare(data.mod[part], names[part]) for part in data.mod if part in names}
+        with set_options(pull_on_update=False):
+            small = MuData(parts)
+        small.obs = pd.DataFrame(data.obs).loc[small.obs_names].copy()
+        rows = data.obs_names.get_indexer(small.obs_names)
+        obsm = {key: values[rows] for key, values in obsm.items()}
+    for key, values in obsm.items():
+        small.obsm[key] = values
+    small.uns[MINIFIED_KEY] = MINIFIED_TYPE
+    return small
+
+
+def is_minified(data: Container) -> bool:
+    """Whether data hold a posterior instead of counts."""
+    return MINIFIED_KEY in data.uns
+
+
+def stored_of(data: Container) -> Stored:
+    """Read the posterior of all cells."""
+    start, end = _MEAN.split("{}")
+    stored: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for key in data.obsm:
+        if not (key.startswith(start) and key.endswith(end)):
+            continue
+        name = key[len(start) : -len(end)]
+        variance = data.obsm.get(_VARIANCE.format(name))
+        scale = None if variance is None else _as_tensor(variance).sqrt()
+        stored[name] = (_as_tensor(data.obsm[key]), scale)
+    return stored
+
+
+def _bare(adata: AnnData, names: tuple[str, ...]) -> AnnData:
+    return AnnData(obs=pd.DataFrame(adata.obs).copy(), var=pd.DataFrame(index=pd.Index(names, dtype=object)))
+
+
+def _as_matrix(values: np.ndarray) -> np.ndarray:
+    # One number per cell is one column, and is told from a vector of length one by the latent variable's prior.
+    return np.asarray(values, dtype=np.float32).reshape(len(values), -1)
+
+
+def _as_tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.float32))
