@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -99,17 +99,18 @@ def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, 
         raise FileFormatError(message)
     registry = registry_from_scvi(source, [str(gene) for gene in archive.var_names])
     init_params = archive.attributes.get("init_params_", {})
+    cells = cast("AnnData | None", adata)
     model: Trainable
     if name == "TOTALVI":
         model = totalvi_from_scvi(archive, registry, adata, path)
     elif name == "DestVI":
-        model = load_destvi(archive.state, registry, flat_arguments(init_params), adata, path)
+        model = load_destvi(archive.state, registry, flat_arguments(init_params), cells, path)
     else:
         if name == "SCVI":
-            model = SCVI._restore(adata, registry, options_from_scvi(init_params, path), seed=0)
+            model = SCVI._restore(cells, registry, options_from_scvi(init_params, path), seed=0)
         else:
             options = condscvi_options(archive.state, flat_arguments(init_params), path)
-            model = CondSCVI._restore(adata, registry, options, seed=0)
+            model = CondSCVI._restore(cells, registry, options, seed=0)
         naming = NAMES if name == "SCVI" else CONDSCVI
         weights = weights_from_scvi(archive.state, model.module.state_dict(), naming)
         _persistence.load_weights(model.module, weights, path)
