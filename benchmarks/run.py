@@ -30,6 +30,7 @@ from parts import (
     regularized,
     regularized_step,
     step,
+    totalvi,
 )
 
 PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
@@ -47,6 +48,8 @@ PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "ambient": ambient.measure,
     "multimodal": multimodal.measure,
     "regularized": regularized.measure,
+    "totalvi-step": totalvi.step,
+    "totalvi-quality": totalvi.quality,
     **{case.name: partial(quality.measure, case) for case in quality.cases()},
 }
 """In the order in which all of them are run: the longest last."""

@@ -1,0 +1,158 @@
+"""RNA and protein: a training step, and complete trainings beside scvi-tools on the same held-out cells."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import partial
+from typing import Any
+
+import anndata
+import datasets
+import numpy as np
+from measure import Comparison, Settings, alternate, seconds
+from scipy.stats import rankdata
+
+BATCH = 256
+N_PROTEINS = 100
+_DATA = "citeseq"
+_MARKERS = {"CD3": ("CD4 T", "CD8 T"), "CD19": ("B",), "CD14": ("CD14 Mono",)}
+"""Proteins that are on the cells of some types, as told by their RNA, and not on others."""
+
+
+def step(settings: Settings) -> list[Comparison]:
+    """Wall time of a training step, as a user gets it from ``train``."""
+    n_cells, n_genes, n_proteins = settings.pick((5_120, 4_000, N_PROTEINS), (512, 100, 10))
+    adata = datasets.simulate(n_cells, n_genes, density=0.1)
+    rng = np.random.default_rng(0)
+    adata.obsm["protein"] = rng.poisson(rng.gamma(1.0, 30.0, (n_cells, n_proteins))).astype(np.float32)
+    everything, nothing = np.arange(n_cells), np.empty(0, dtype=np.int64)
+    epochs = settings.pick(3, 1)
+    models = [build(adata.copy(), 0) for build in (_ours, _theirs)]
+
+    def milliseconds(i: int) -> float:
+        train = (_train_ours, _train_theirs)[i]
+        return 1e3 * seconds(lambda: train(models[i], everything, nothing, epochs)) / (epochs * -(-n_cells // BATCH))
+
+    row = Comparison(f"training step of TOTALVI, {n_genes:,} genes, {n_proteins} proteins, batch {BATCH}", "ms")
+    return [alternate(row, settings.repeats, lambda: milliseconds(0), lambda: milliseconds(1))]
+
+
+def quality(settings: Settings) -> list[Comparison]:
+    """Complete default trainings, and how well each predicts cells and proteins that it has not seen."""
+    if _DATA not in datasets.available():
+        return []
+    adata = _load(settings)
+    row = Comparison("default training of TOTALVI, CITE-seq", "s", notes=f"{adata.n_obs:,} x {adata.n_vars:,}")
+    for seed in settings.seeds or settings.pick((0, 1, 2), (0,)):
+        train, held_out = datasets.halves(adata.n_obs, seed)
+        sides = (
+            (_ours, _train_ours, row.ours, row.scores_ours),
+            (_theirs, _train_theirs, row.theirs, row.scores_theirs),
+        )
+        for build, fit, times, scores in sides:
+            hidden, truth = _hide(adata, seed)
+            model = build(hidden, seed)
+            times.append(seconds(partial(fit, model, train, held_out, settings.pick(None, 2))))
+            for name, value in _scores(model, hidden, truth, held_out).items():
+                scores.setdefault(name, []).append(value)
+    return [row]
+
+
+def _load(settings: Settings) -> anndata.AnnData:
+    """Cells whose proteins were measured."""
+    adata = datasets.load(_DATA, settings.pick(4_000, 200))
+    adata = adata[adata.obs["protein_observed"].to_numpy(dtype=bool)].copy()
+    adata.obsm["protein"] = adata.obsm["protein_expression"].astype(np.float32)
+    return adata[:: settings.pick(1, max(1, adata.n_obs // 400))].copy()
+
+
+def _hide(adata: anndata.AnnData, seed: int) -> tuple[anndata.AnnData, dict[str, np.ndarray]]:
+    """Hide three proteins in the smaller batch: zeros, which both sides take for not measured."""
+    hidden = adata.copy()
+    batch = hidden.obs["batch"].astype(str)
+    smaller = (batch == batch.value_counts().idxmin()).to_numpy()
+    names = hidden.obsm["protein"].columns
+    chosen = np.random.default_rng(seed).choice(names, 3, replace=False)
+    truth = {name: adata.obsm["protein"][name].to_numpy()[smaller] for name in chosen}
+    hidden.obsm["protein"].loc[smaller, chosen] = 0.0
+    return hidden, {"rows": np.flatnonzero(smaller), **truth}
+
+
+def _ours(adata: anndata.AnnData, seed: int) -> Any:
+    import countvi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", countvi.errors.DataWarning)
+        countvi.TOTALVI.setup_anndata(adata, "protein", batch_key="batch")
+        return countvi.TOTALVI(adata, seed=seed)
+
+
+def _theirs(adata: anndata.AnnData, seed: int) -> Any:
+    import scvi
+
+    scvi.settings.seed, scvi.settings.verbosity = seed, 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scvi.model.TOTALVI.setup_anndata(adata, protein_expression_obsm_key="protein", batch_key="batch")
+        return scvi.model.TOTALVI(adata)
+
+
+def _train_ours(model: Any, train: np.ndarray, held_out: np.ndarray, max_epochs: int | None) -> None:
+    model.train(max_epochs, external_indexing=[train, held_out], enable_progress_bar=False)
+
+
+def _train_theirs(model: Any, train: np.ndarray, held_out: np.ndarray, max_epochs: int | None) -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    rest = np.setdiff1d(np.arange(model.adata.n_obs), np.concatenate([train, held_out]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.train(
+            max_epochs,
+            accelerator="cpu",
+            external_indexing=[train, held_out, rest],
+            early_stopping=len(held_out) > 0,
+            reduce_lr_on_plateau=len(held_out) > 0,
+            enable_progress_bar=False,
+        )
+
+
+def _scores(model: Any, adata: anndata.AnnData, truth: dict[str, np.ndarray], held_out: np.ndarray) -> dict[str, float]:
+    """What is asked of both sides in the same way: imputation, foreground, and calibration of predictive samples."""
+    found: dict[str, float] = {}
+    rows, proteins = truth["rows"], [name for name in truth if name != "rows"]
+    other = str(adata.obs["batch"].astype(str).value_counts().idxmax())
+    arguments: dict[str, Any] = {"indices": rows, "transform_batch": other, "n_samples": 5}
+    _, imputed = model.get_normalized_expression(**arguments, include_protein_background=True)
+    correlations = [_log_correlation(imputed[name].to_numpy(), truth[name]) for name in proteins]
+    found["Pearson of hidden proteins"] = float(np.mean(correlations))
+    foreground = model.get_protein_foreground_probability(n_samples=5)
+    types = adata.obs["cell_type"].astype(str)
+    clear = (~types.isin(["ambiguous", "other myeloid"])).to_numpy()
+    for name, kinds in _MARKERS.items():
+        found[f"AUROC of {name}"] = _auroc(foreground[name].to_numpy()[clear], types.isin(kinds).to_numpy()[clear])
+    drawn = model.posterior_predictive_sample(indices=held_out, n_samples=25)
+    errors = model.get_reconstruction_error(indices=held_out)
+    for kind, names in {"RNA": ("rna", "reconst_loss_gene"), "protein": ("protein", "reconst_loss_protein")}.items():
+        value = next(errors[name] for name in names if name in errors)
+        found[f"held-out log-likelihood of {kind}"] = -float(value)
+    found["coverage of 90 % intervals of proteins"] = _coverage(drawn, adata.obsm["protein"].to_numpy()[held_out])
+    return found
+
+
+def _log_correlation(predicted: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.corrcoef(np.log1p(predicted), np.log1p(truth))[0, 1])
+
+
+def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    ranks, n = rankdata(score), int(positive.sum())
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)))
+
+
+def _coverage(drawn: dict[str, Any], observed: np.ndarray) -> float:
+    """Share of held-out counts that lie between the 5th and the 95th hundredth of the draws."""
+    protein = drawn["protein"]
+    samples = np.stack(protein) if isinstance(protein, list) else np.moveaxis(np.asarray(protein), -1, 0)
+    low, high = np.quantile(samples, (0.05, 0.95), axis=0)
+    return float(((observed >= low) & (observed <= high)).mean())
