@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from countvi import plot as pl
     from countvi.estimators.ambient import AmbientRegularizedSCVI
     from countvi.estimators.condscvi import CondSCVI
+    from countvi.estimators.deconvolution import deconvolve
     from countvi.estimators.destvi import DestVI
     from countvi.estimators.multimodal import RegularizedMultimodalVI
     from countvi.estimators.scvi import SCVI
@@ -34,6 +35,7 @@ __all__ = [
     "DestVI",
     "RegularizedMultimodalVI",
     "__version__",
+    "deconvolve",
     "io",
     "metrics",
     "pl",
@@ -46,9 +48,10 @@ _OBJECTS = {
     "DestVI": "countvi.estimators.destvi",
     "RegularizedMultimodalVI": "countvi.estimators.multimodal",
     "SCVI": "countvi.estimators.scvi",
+    "deconvolve": "countvi.estimators.deconvolution",
     "TOTALVI": "countvi.estimators.totalvi",
 }
-"""Public classes and the modules that define them."""
+"""Public classes and functions, and the modules that define them."""
 
 _MODULES = {
     "batch": "countvi.batch",

@@ -1,13 +1,15 @@
-"""Abundances by least squares: scipy on the dense problem, and mixtures whose shares are known."""
+"""Abundances: scipy on the dense problem, and mixtures whose shares are known."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import minimize, nnls
+from scipy.stats import poisson
 
 from countvi.batch import CountBlock
-from countvi.nn.mixture import least_squares_abundances
+from countvi.nn.mixture import least_squares_abundances, mixture_abundances, without_each
 
 
 def test_same_as_scipy_on_weighted_rows() -> None:
@@ -32,3 +34,72 @@ def test_exact_mixtures_are_found_and_genes_of_no_type_are_ignored() -> None:
     )
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got.numpy(), truth, rtol=1e-4, atol=1e-4)
+
+
+def _spots(seed: int, n_spots: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    profiles = rng.gamma(0.4, 1.0, (4, 40))
+    return rng.poisson(rng.gamma(0.4, 15.0, (n_spots, 4)) @ profiles).astype(float), profiles
+
+
+def _deviance(v: np.ndarray, spot: np.ndarray, profiles: np.ndarray) -> float:
+    rate = v @ profiles
+    return float(-poisson.logpmf(spot, rate).sum())
+
+
+def test_mixture_reaches_the_maximum_that_a_general_optimiser_finds() -> None:
+    counts, profiles = _spots(2)
+    block, tensor = CountBlock.from_dense(torch.from_numpy(counts)), torch.from_numpy(profiles)
+    start = torch.ones(len(counts), 4, dtype=torch.float64)
+    got = mixture_abundances(block, tensor, start, n_steps=1_500).numpy()
+    for spot, v in zip(counts, got, strict=True):
+        found = minimize(_deviance, np.ones(4), (spot, profiles), bounds=[(1e-9, None)] * 4, method="L-BFGS-B")
+        assert _deviance(v, spot, profiles) <= found.fun + 1e-3
+        assert v @ profiles.sum(1) == pytest.approx(spot.sum(), rel=1e-9)
+
+
+def test_no_step_lowers_the_penalised_likelihood() -> None:
+    counts, profiles = _spots(3)
+    block, tensor = CountBlock.from_dense(torch.from_numpy(counts)), torch.from_numpy(profiles)
+    v = torch.full((len(counts), 4), 5.0, dtype=torch.float64)
+    last = np.full(len(counts), np.inf)
+    for _ in range(40):
+        v = mixture_abundances(block, tensor, v, sparsity=1.5, n_steps=1)
+        alive = (v > 0).all(-1).numpy()  # where a type is gone, the penalty is not finite
+        spots = zip(v.numpy(), counts, strict=True)
+        value = np.array([_deviance(x, y, profiles) + 1.5 * np.log(np.maximum(x, 1e-300)).sum() for x, y in spots])
+        assert (value[alive] <= last[alive] + 1e-9).all()
+        last = value
+
+
+def test_sparsity_removes_types_that_explain_less_than_it() -> None:
+    profiles = np.eye(3) * 2.0
+    counts = np.array([[10.0, 3.0, 0.0]])
+    v = mixture_abundances(
+        CountBlock.from_dense(torch.from_numpy(counts)), torch.from_numpy(profiles), torch.ones(1, 3), sparsity=4.0
+    )
+    np.testing.assert_allclose(v.numpy(), [[3.0, 0.0, 0.0]])
+
+
+def test_ratio_without_a_type_is_that_of_two_fits_by_a_general_optimiser() -> None:
+    counts, profiles = _spots(4, 3)
+    block, tensor = CountBlock.from_dense(torch.from_numpy(counts)), torch.from_numpy(profiles)
+    fitted = mixture_abundances(block, tensor, torch.ones(3, 4, dtype=torch.float64), n_steps=1_500)
+    got = without_each(block, tensor, fitted, torch.arange(4), n_steps=1_500).numpy()
+    for s, spot in enumerate(counts):
+        whole = _deviance(fitted[s].numpy(), spot, profiles)
+        for c in range(4):
+            rest = np.delete(profiles, c, axis=0)
+            found = minimize(_deviance, np.ones(3), (spot, rest), bounds=[(1e-9, None)] * 3, method="L-BFGS-B")
+            assert got[s, c] == pytest.approx(2 * (found.fun - whole), abs=5e-3)
+
+
+def test_states_of_a_type_leave_together() -> None:
+    counts, profiles = _spots(5, 3)
+    block, tensor = CountBlock.from_dense(torch.from_numpy(counts)), torch.from_numpy(profiles)
+    fitted = mixture_abundances(block, tensor, torch.ones(3, 4, dtype=torch.float64), n_steps=1_500)
+    got = without_each(block, tensor, fitted, torch.tensor([0, 0, 0, 1]), n_steps=200).numpy()
+    for s, spot in enumerate(counts):
+        only = poisson.logpmf(spot, spot.sum() / profiles[3].sum() * profiles[3]).sum()
+        assert got[s, 0] == pytest.approx(2 * (-_deviance(fitted[s].numpy(), spot, profiles) - only), rel=1e-6)
+    assert np.isinf(without_each(block, tensor[:1], fitted[:, :1], torch.tensor([0])).numpy()).all()

@@ -256,6 +256,35 @@ def map_cells(
     _map.run(asked)
 
 
+@app.command("deconvolve")
+def deconvolve(
+    reference: Annotated[Path, typer.Option(help="Single cells with types: .h5ad, or .h5 of Cell Ranger.")],
+    labels_key: Annotated[str, typer.Option(help="Column of obs of the reference: cell types.")],
+    spatial: Annotated[Path, typer.Option(help="The slide; maps need its obsm['spatial'].")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    layer: Annotated[str | None, typer.Option(help="Layer of the reference with raw counts (default: X).")] = None,
+    spatial_layer: Annotated[str | None, typer.Option(help="Layer of the slide with raw counts (default: X).")] = None,
+    batch_key: Annotated[str | None, typer.Option(help="Column of obs of the reference: batches.")] = None,
+    n_genes: Annotated[int, typer.Option(help="How many of the most variable shared genes to use.")] = 2_000,
+    gene: Annotated[list[str] | None, typer.Option(help="Gene to draw by type; may be repeated.")] = None,
+    cells_per_spot: Annotated[int, typer.Option(help="Cells that a spot holds, for the presence calls.")] = 10,
+    fdr: Annotated[float, typer.Option(help="False discovery rate of the presence map.")] = 0.05,
+    max_epochs: Annotated[int | None, typer.Option(help="Epochs of the reference's model.")] = None,
+    spatial_max_epochs: Annotated[int | None, typer.Option(help="Epochs of the slide's model.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")] = False,
+    quiet: given.Quiet = False,
+) -> None:
+    """Find the cell types of the spots of a slide: DestVI (Lopez et al. 2022), its tables and maps."""
+    options = dict(locals())
+    from countvi.cli import _deconvolve
+
+    paths = {name: options.pop(name) for name in ("reference", "spatial", "out")}
+    options["enable_progress_bar"] = not options.pop("quiet")
+    genes, rate, replace = tuple(options.pop("gene") or ()), options.pop("fdr"), options.pop("overwrite")
+    typer.echo(_deconvolve.run(_deconvolve.Request(**paths, genes=genes, fdr=rate, overwrite=replace, options=options)))
+
+
 @app.command("info")
 def info(folder: Annotated[Path, typer.Argument(help="Folder of a saved model.")]) -> None:
     """Say what is in a saved model."""

@@ -23,7 +23,7 @@ from countvi.estimators._spatial import (
     start_of,
     teach_abundances,
 )
-from countvi.estimators._spots import SpotEstimator
+from countvi.estimators._spot_analysis import SpotAnalysis
 from countvi.estimators._training import SplitRequest, check_size, settle_split
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _EPOCHS = 100
 _PLAN = {"lr": 0.05, "eps": 1e-8, "weight_decay": 0.0, "kl_warmup_fraction": 0.0}
 
 
-class DestVI(SpotEstimator):
+class DestVI(SpotAnalysis):
     """Cell types of spots, and the state of each type in each spot (Lopez et al. 2022).
 
     Made from a slide and a trained single-cell model by :meth:`from_rna_model`.

@@ -1,4 +1,4 @@
-"""How much of each type is in a spot: a mixture of known profiles, by least squares."""
+"""How much of each type is in a spot: a mixture of known profiles."""
 
 from __future__ import annotations
 
@@ -40,3 +40,90 @@ def least_squares_abundances(counts: CountBlock, profiles: CellsGenes) -> Tensor
     weighted = exact * weight
     cross = ops.sparse_linear(counts, weighted, None, log1p=False)
     return ops.non_negative_least_squares(weighted @ exact.T, cross).to(profiles.dtype)
+
+
+@torch.no_grad()
+def mixture_abundances(
+    counts: CountBlock, profiles: CellsGenes, start: Tensor, *, sparsity: float = 0.0, n_steps: int = 100
+) -> Tensor:
+    r"""Abundances by penalised maximum likelihood of Poisson counts: expectation and maximisation in turn.
+
+    .. math:: \hat v_s = \operatorname{arg\,max}_{v \ge 0} \sum_g \big( y_{sg} \log r_{sg} - r_{sg} \big)
+        - k \sum_c \log v_c, \qquad r_{sg} = \sum_c v_c\, r_{cg}
+
+    No step makes it worse. A type that would explain fewer than k counts disappears, and with k = 0 none ever does.
+
+    Parameters
+    ----------
+    counts
+        Spots, shape ``(spots, genes)``.
+    profiles
+        Expected expression of each type, not negative, shape ``(types, genes)``.
+    start
+        Where to start, shape ``(spots, types)``; a type at zero stays there.
+    sparsity
+        k, in counts.
+    n_steps
+        Number of steps.
+
+    Returns
+    -------
+    Tensor
+        v, shape ``(spots, types)``, in the precision of the profiles.
+    """
+    totals = profiles.sum(-1)
+    observed = counts.to(dtype=profiles.dtype).to_dense()
+    tiny = torch.finfo(profiles.dtype).tiny
+    v = start.to(profiles.dtype)
+    for _ in range(n_steps):
+        rate = v @ profiles
+        share = torch.where(rate > 0, observed / rate.clamp(min=tiny), 0.0)
+        v = (v * (share @ profiles.T) - sparsity).clamp(min=0.0) / totals.clamp(min=tiny)
+    return v
+
+
+@torch.no_grad()
+def without_each(
+    counts: CountBlock, profiles: CellsGenes, fitted: Tensor, types: Tensor, *, n_steps: int = 30
+) -> Tensor:
+    """How much worse the counts are explained without a type: twice the log of the ratio of Poisson likelihoods.
+
+    Parameters
+    ----------
+    counts
+        Spots, shape ``(spots, genes)``.
+    profiles
+        Expected expression of each type, in one state or several, shape ``(profiles, genes)``.
+    fitted
+        Abundances with all types, without a penalty, shape ``(spots, profiles)``.
+    types
+        Code of the type of each profile, shape ``(profiles,)``, int64.
+    n_steps
+        Steps of :func:`mixture_abundances` for the types that are left.
+
+    Returns
+    -------
+    Tensor
+        In nats, not negative, shape ``(spots, types)``.
+    """
+    best = _poisson(counts, profiles, fitted)
+    size = profiles.sum(-1)
+    out = fitted.new_zeros(len(fitted), int(types.max()) + 1)
+    for c in range(out.shape[1]):
+        rest = types != c
+        if not rest.any():
+            out[:, c] = torch.inf
+            continue
+        # What the type had goes to all others at first: one at zero could not take its place.
+        freed = (fitted[:, ~rest] @ size[~rest]).unsqueeze(-1) / (rest.sum() * size[rest])
+        left = mixture_abundances(counts, profiles[rest], fitted[:, rest] + freed, n_steps=n_steps)
+        out[:, c] = 2.0 * (best - _poisson(counts, profiles[rest], left)).clamp(min=0.0)
+    return out
+
+
+def _poisson(counts: CountBlock, profiles: CellsGenes, v: Tensor) -> Tensor:
+    """Log-likelihood of each spot up to what depends on the counts alone."""
+    rate = (v @ profiles).clamp(min=torch.finfo(profiles.dtype).tiny)
+    observed = counts.to(dtype=profiles.dtype)
+    stored = rate.flatten().index_select(0, observed.flat_index)
+    return observed.sum_rows(observed.values * stored.log()) - rate.sum(-1)

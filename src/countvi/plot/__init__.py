@@ -10,6 +10,7 @@ from countvi.plot.criticism import predictive_check
 from countvi.plot.differential import volcano
 from countvi.plot.latent import latent
 from countvi.plot.protein import protein_background
+from countvi.plot.spatial import spatial
 from countvi.plot.training import training_curves
 
-__all__ = ["attribution", "latent", "predictive_check", "protein_background", "training_curves", "volcano"]
+__all__ = ["attribution", "latent", "predictive_check", "protein_background", "spatial", "training_curves", "volcano"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from countvi.query.ambient import ambient_fraction, background_profile, decontaminated_counts
 from countvi.query.attribution import modality_attribution, modality_latents
 from countvi.query.cells import BatchSource, Cells, Sink, Writable, evaluation
+from countvi.query.comparison import Difference, compare_types
 from countvi.query.correlation import feature_correlation, joint_correlation
 from countvi.query.criticism import Check, predictive_check
 from countvi.query.differential import Comparison, Setting, compare
@@ -22,6 +23,13 @@ from countvi.query.neighbors import Located, vote
 from countvi.query.outliers import inliers
 from countvi.query.populations import Drawing
 from countvi.query.predictive import joint_predictive, library_size, likelihood_parameters, posterior_predictive
+from countvi.query.presence import (
+    Presence,
+    ReferenceCells,
+    calibrated_presence,
+    evidence_of_types,
+    sums_of_cells,
+)
 from countvi.query.protein import (
     Denoised,
     SideBySide,
@@ -33,6 +41,8 @@ from countvi.query.protein import (
 from countvi.query.raw import CountSums, sum_counts
 from countvi.query.replicates import Replicates
 from countvi.query.spots import abundances, type_counts, type_expression, type_states
+from countvi.query.state_axes import StateAxes, axis_genes, spatial_axes
+from countvi.query.thresholds import proportion_thresholds
 from countvi.query.vamp import VampMixture, subclusters, vamp_mixture
 
 __all__ = [
@@ -45,27 +55,35 @@ __all__ = [
     "CountSums",
     "Counterfactual",
     "Denoised",
+    "Difference",
     "Drawing",
     "Greater",
     "Hypothesis",
     "Importance",
     "Located",
+    "Presence",
+    "ReferenceCells",
     "Replicates",
     "Scale",
     "Setting",
     "SideBySide",
     "Sink",
+    "StateAxes",
     "VampMixture",
     "Writable",
     "abundances",
     "ambient_fraction",
+    "axis_genes",
     "background_mean",
     "background_profile",
+    "calibrated_presence",
     "compare",
+    "compare_types",
     "decontaminated_counts",
     "difference",
     "elbo",
     "evaluation",
+    "evidence_of_types",
     "expected_fdr",
     "feature_correlation",
     "foreground_probability",
@@ -85,11 +103,14 @@ __all__ = [
     "normalized_expression",
     "posterior_predictive",
     "predictive_check",
+    "proportion_thresholds",
     "protein_expression",
     "reconstruction",
     "sampled_expression",
+    "spatial_axes",
     "subclusters",
     "sum_counts",
+    "sums_of_cells",
     "type_counts",
     "type_expression",
     "type_states",

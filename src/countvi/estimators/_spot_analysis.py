@@ -1,0 +1,340 @@
+"""What follows from what is in a spot: thresholds, presence, axes of states, differences between regions."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast, final
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from countvi import query, seeding
+from countvi.batch import RNA
+from countvi.data.registry import LABELS_COLUMN
+from countvi.errors import MismatchError, OptionError, UnknownNameError, did_you_mean, shorten
+from countvi.estimators import _modality, _training
+from countvi.estimators._spots import SpotEstimator
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from countvi.estimators.condscvi import CondSCVI
+
+# Spots drawn to calibrate presence calls.
+_FEWEST_DRAWN, _MOST_DRAWN = 1_000, 5_000
+# Evidence, in nats, from which on a type is taken for present before anything is calibrated.
+_FIRST_GUESS = 10.0
+_FEWEST_SPOTS = 3
+_FEWEST_SAMPLES = 2
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PresenceCalls:
+    """Which types are in which spots.
+
+    Parameters
+    ----------
+    probability
+        That at least one cell of the type is in the spot: spots x types.
+    fdr
+        Expected share of false calls if all spots at least as probable are called, for each type: spots x types.
+    """
+
+    probability: pd.DataFrame
+    fdr: pd.DataFrame
+
+    def called(self, fdr: float = 0.05) -> pd.DataFrame:
+        """Return the calls at a false discovery rate: bool, spots x types."""
+        return self.fdr <= fdr
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TypeAxes:
+    """Axes along which the states of one type vary over a slide.
+
+    Parameters
+    ----------
+    scores
+        Spots x axes.
+    summary
+        One row per axis: ``variance`` (share of the variance of the states) and ``moran`` (Moran's I).
+    genes
+        One row per axis and gene: ``correlation`` of the type's log expression with the axis, and ``log2_change`` per
+        standard deviation of it; those that correlate most come first.
+    """
+
+    scores: pd.DataFrame
+    summary: pd.DataFrame
+    genes: pd.DataFrame
+
+
+class SpotAnalysis(SpotEstimator, ABC):
+    """Base of the spatial model: what can be said of its spots beyond their parameters."""
+
+    def get_proportion_thresholds(self) -> pd.Series:
+        """Return a proportion for each type from which on its states are worth looking at.
+
+        The logarithms of the proportions are cut where the two parts are most alike within (Otsu 1979).
+
+        Returns
+        -------
+        Series
+            By type.
+        """
+        proportions = self.get_proportions()
+        cuts = query.proportion_thresholds(proportions.to_numpy(dtype=np.float64))
+        return pd.Series(cuts, index=proportions.columns, name="threshold")
+
+    def get_presence(
+        self,
+        sc_model: CondSCVI,
+        *,
+        cells_per_spot: int = 10,
+        n_states: int = 4,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> PresenceCalls:
+        r"""Return the probability that each type is in each spot at all.
+
+        The evidence is the likelihood of a spot's counts as a mixture of types, each in ``n_states`` states, over that
+        without the type. What it is worth is found on spots that are sums of cells of the reference, of the
+        composition and depth of those of the slide.
+
+        Parameters
+        ----------
+        sc_model
+            The reference that this model was made from, with its cells.
+        cells_per_spot
+            Cells that a spot holds.
+        n_states
+            States per type: clusters of its reference cells.
+        seed
+            Of the clusters and the simulated spots.
+
+        Raises
+        ------
+        MismatchError
+            If the reference has other types, or lacks genes.
+        """
+        _training.check_size("cells_per_spot", cells_per_spot)
+        _training.check_size("n_states", n_states)
+        cells, labels, states, profiles = self._reference_cells(sc_model, n_states, seed)
+        spots = self._counts_of_spots()
+        types = np.repeat(np.arange(len(self.cell_types)), [len(part) for part in profiles])
+        stacked = np.concatenate(profiles)
+        abundance, evidence = query.evidence_of_types(spots, stacked, types)
+        totals = np.asarray(cells.sum(1)).ravel()
+        size = np.array([max(totals[labels == code].mean(), 1.0) for code in range(len(self.cell_types))])
+        rng = np.random.default_rng(seed)
+        library = np.asarray(spots.sum(1)).ravel()
+        n_drawn = int(np.clip(len(library), _FEWEST_DRAWN, _MOST_DRAWN))
+        likely = evidence > _FIRST_GUESS
+        factor = self.module.log_alpha.detach().cpu().double().exp().numpy()
+        for draw in range(2):  # the second with the composition that the first has found
+            rows = rng.choice(len(library), n_drawn, replace=n_drawn > len(library))
+            # A trace of everything, so that a spot without any likely type has a composition too.
+            shares = (abundance * (likely + 1e-6) + 1e-9)[rows] / size
+            drawn, n_of_type = query.sums_of_cells(
+                query.ReferenceCells(cells, labels, states),
+                shares / shares.sum(1, keepdims=True),
+                library[rows],
+                n_cells=cells_per_spot,
+                factor=factor,
+                seed=seed + draw,
+            )
+            _, known = query.evidence_of_types(drawn, stacked, types)
+            found = query.calibrated_presence(evidence, known, n_of_type > 0)
+            likely = rng.random(evidence.shape) < found.probability
+        return PresenceCalls(self._table(found.probability), self._table(found.fdr))
+
+    def get_state_axes(self, label: str, *, spatial_key: str = "spatial", n_neighbors: int = 6) -> TypeAxes:
+        """Return the directions in which the states of a type vary smoothly over the slide, and their genes.
+
+        Spots count by their proportion of the type. Axes are sorted by the variation that neighbours share.
+
+        Parameters
+        ----------
+        label
+            The type.
+        spatial_key
+            Where the slide's ``obsm`` has the places of spots.
+        n_neighbors
+            Neighbours of a spot.
+        """
+        _training.check_size("n_neighbors", n_neighbors)
+        code, adata = self._type(label), self._slide()
+        if spatial_key not in adata.obsm:
+            message = f"spatial_key: there is no obsm[{spatial_key!r}].{did_you_mean(spatial_key, adata.obsm)}"
+            raise UnknownNameError(message)
+        weight = self.get_proportions()[label].to_numpy(dtype=np.float64)
+        cells = self._cells(None, None, None)
+        gamma = query.type_states(self.module, cells)[:, code]
+        found = query.spatial_axes(gamma, weight, np.asarray(adata.obsm[spatial_key], dtype=np.float64), n_neighbors)
+        correlation, change = query.axis_genes(self.module, cells, code, found.scores, weight)
+        axes = pd.Index(np.arange(len(found.moran)), name="axis")
+        names = _modality.feature_names(self, RNA)
+        genes = pd.DataFrame(
+            {
+                "axis": np.repeat(axes.to_numpy(), len(names)),
+                "gene": np.tile(names, len(axes)),
+                "correlation": correlation.ravel(),
+                "log2_change": change.ravel(),
+            }
+        )
+        order = np.lexsort((-genes["correlation"].abs().to_numpy(), genes["axis"].to_numpy()))
+        return TypeAxes(
+            scores=pd.DataFrame(found.scores, index=self._obs_names(None), columns=axes),
+            summary=pd.DataFrame({"variance": found.variance, "moran": found.moran}, index=axes),
+            genes=genes.iloc[order].reset_index(drop=True),
+        )
+
+    def differential_expression(
+        self,
+        label: str,
+        groupby: str,
+        group1: str,
+        group2: str | None = None,
+        *,
+        sample_key: str | None = None,
+        min_proportion: float | None = None,
+    ) -> pd.DataFrame:
+        """Compare what one type expresses in two groups of spots: regions, conditions.
+
+        Compared is the expression that the model expects of the type in its state, spot by spot. Nothing is drawn. With
+        ``sample_key`` the samples are the unit (a moderated t-test on their means); without, the spots are (by ranks),
+        and a small p-value then speaks of these slides only.
+
+        Parameters
+        ----------
+        label
+            The type.
+        groupby
+            Column of the slide's ``obs``.
+        group1, group2
+            Its categories to compare; without the second, all other spots.
+        sample_key
+            Column of ``obs`` with the sample (slide, animal, patient) of each spot; at least two in each group.
+        min_proportion
+            Proportion of the type from which on a spot takes part; by default :meth:`get_proportion_thresholds`.
+
+        Returns
+        -------
+        DataFrame
+            A row per gene, the smallest p-value first: ``mean1`` and ``mean2`` (expected counts of a pure spot per
+            count of library), ``log2_change`` of group1 over group2, ``p_value``, ``fdr``.
+
+        Raises
+        ------
+        OptionError
+            If a group has fewer than three such spots, or fewer than two samples, or a sample is in both groups.
+        """
+        code = self._type(label)
+        proportion = self.get_proportions()[label].to_numpy(dtype=np.float64)
+        least = float(self.get_proportion_thresholds()[label]) if min_proportion is None else min_proportion
+        column = self._column("groupby", groupby)
+        for name, group in (("group1", group1), ("group2", group2)):
+            if group is not None and group not in set(column):
+                message = f"{name}: obs[{groupby!r}] has no {group!r}; it has {shorten(sorted(set(column)))}."
+                raise UnknownNameError(message)
+        first = column == group1
+        second = ~first if group2 is None else column == group2
+        rows = np.flatnonzero((proportion >= least) & (first | second))
+        of_first = first[rows]
+        if min(of_first.sum(), (~of_first).sum()) < _FEWEST_SPOTS:
+            message = (
+                f"Of the spots with at least {least:.3g} of {label!r}, {of_first.sum()} are in group1 and "
+                f"{(~of_first).sum()} in group2; at least {_FEWEST_SPOTS} each are needed. Lower min_proportion."
+            )
+            raise OptionError(message)
+        samples = None if sample_key is None else self._column("sample_key", sample_key)[rows]
+        if samples is not None:
+            _check_samples(samples, of_first)
+        cells = self._cells(None, rows, None)
+
+        def expression(columns: np.ndarray) -> np.ndarray:
+            return cast("np.ndarray", query.type_expression(self.module, cells, code, genes=columns))
+
+        names = _modality.feature_names(self, RNA)
+        found = query.compare_types(expression, len(names), of_first, proportion[rows], samples)
+        table = pd.DataFrame(
+            {
+                "mean1": found.mean_first,
+                "mean2": found.mean_second,
+                "log2_change": found.log2_change,
+                "p_value": found.p_value,
+                "fdr": found.fdr,
+            },
+            index=names,
+        )
+        return table.sort_values("p_value", kind="stable")
+
+    def _table(self, values: np.ndarray) -> pd.DataFrame:
+        return pd.DataFrame(values, index=self._obs_names(None), columns=pd.Index(self.cell_types))
+
+    def _slide(self) -> AnnData:
+        self._need_data()
+        return cast("AnnData", self.adata)
+
+    def _column(self, argument: str, key: str) -> np.ndarray:
+        obs = self._slide().obs
+        if key not in obs:
+            message = f"{argument}: there is no obs[{key!r}].{did_you_mean(key, obs.columns)}"
+            raise UnknownNameError(message)
+        return obs[key].astype(str).to_numpy()
+
+    def _counts_of_spots(self) -> sp.csr_array:
+        return _stacked(self._cells(None, None, None))
+
+    def _reference_cells(
+        self, sc_model: CondSCVI, n_states: int, seed: int
+    ) -> tuple[sp.csr_array, np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Counts, types and states of the reference's cells, and what each type expresses in each state."""
+        if list(map(str, sc_model.cell_types)) != list(self.cell_types):
+            message = "sc_model has other cell types than the reference that this model was made from."
+            raise MismatchError(message)
+        names = list(sc_model.registry.modality(RNA).feature_names)
+        at = {name: i for i, name in enumerate(names)}
+        genes = _modality.feature_names(self, RNA)
+        missing = [name for name in genes if name not in at]
+        if missing:
+            message = f"sc_model lacks genes of this model: {shorten(missing)}."
+            raise MismatchError(message)
+        cells = sc_model._cells(None, None, None)
+        labels = sc_model._need_data().codes[:, LABELS_COLUMN].numpy()
+        loc, _ = query.latent_moments(sc_model.module, cells)
+        states = query.subclusters(loc, labels, len(self.cell_types), n_states, seed)
+        profiles = []
+        with query.evaluation(self.module):
+            for code in range(len(self.cell_types)):
+                own = [loc[(labels == code) & (states == s)].mean(0) for s in np.unique(states[labels == code])]
+                gamma = torch.zeros(len(own), len(self.cell_types), loc.shape[1], device=self.device)
+                gamma[:, code] = torch.from_numpy(np.stack(own)).float()
+                profiles.append(self.module.expression(gamma, code).double().cpu().numpy())
+        return _stacked(cells)[:, [at[name] for name in genes]], labels, states, profiles
+
+
+def _stacked(cells: query.Cells) -> sp.csr_array:
+    """Counts of all cells."""
+    blocks = []
+    for _, batch in cells:
+        counts = batch.counts[RNA]
+        parts = (counts.values.cpu().numpy(), counts.columns.cpu().numpy(), counts.offsets.cpu().numpy())
+        blocks.append(sp.csr_array(parts, shape=(batch.n_cells, counts.n_features)))
+    return sp.csr_array(sp.vstack(blocks, format="csr"))
+
+
+def _check_samples(samples: np.ndarray, first: np.ndarray) -> None:
+    one, other = set(samples[first]), set(samples[~first])
+    if one & other:
+        message = f"sample_key: a sample must be in one group; in both are {shorten(sorted(one & other))}."
+        raise OptionError(message)
+    if min(len(one), len(other)) < _FEWEST_SAMPLES:
+        message = (
+            f"sample_key: group1 has {len(one)} samples and group2 {len(other)} with enough of the type; at least "
+            f"{_FEWEST_SAMPLES} each are needed. Without sample_key, spots are compared."
+        )
+        raise OptionError(message)
