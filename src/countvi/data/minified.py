@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import pandas as pd
@@ -101,7 +101,7 @@ def minified(data: Container, registry: Registry, posterior: Mapping[str, tuple[
         from mudata import MuData, set_options
 
         names = {m.part: m.feature_names for m in registry.modalities}
-        parts = {part: _bare(data.mod[part], names[part]) for part in data.mod if part in names}
+        parts = {part: _bare(cast("AnnData", data.mod[part]), names[part]) for part in data.mod if part in names}
         with set_options(pull_on_update=False):
             small = MuData(parts)
         small.obs = pd.DataFrame(data.obs).loc[small.obs_names].copy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from countvi.batch import PROTEIN, RNA
 from countvi.data.columns import read_column
@@ -254,7 +254,7 @@ def _chosen(mdata: MuData, asked: dict[str, str | None]) -> dict[str, str | None
             raise UnknownNameError(message)
     for argument, kind, words in (("rna_layer", GENES, "RNA"), ("protein_layer", PROTEINS, "protein")):
         if asked.get(argument) is None:
-            of_kind = [part for part, adata in mdata.mod.items() if feature_type_of(adata, part) == kind]
+            of_kind = [part for part in mdata.mod if feature_type_of(cast("AnnData", mdata.mod[part]), part) == kind]
             if len(of_kind) != 1:
                 message = (
                     f"{len(of_kind)} modalities of the MuData look like {words}; it has {shorten(list(mdata.mod))}. "

@@ -296,8 +296,10 @@ class Registry:
                     m["name"],
                     m["location"],
                     tuple(m["feature_names"]),
-                    *(m.get(name) for name in ("part", "feature_type", "names_key")),
-                    None if m.get("gaps") is None else Gaps.from_json(m["gaps"]),
+                    part=m.get("part"),
+                    feature_type=m.get("feature_type"),
+                    names_key=m.get("names_key"),
+                    gaps=None if m.get("gaps") is None else Gaps.from_json(m["gaps"]),
                 )
                 for m in values["modalities"]
             ),

@@ -356,8 +356,10 @@ class TOTALVI(ProteinEstimator):
         return (BatchAdversary(self.module.n_latent, self.registry.batch, self._adversary_scale, self.seed),)
 
     def _build(self, dataset: data_layer.Dataset | None) -> TOTALVIModel:
-        fresh = dataset is not None and not self._loaded
-        start = Start.of(dataset, self._options, self.seed) if fresh else Start.unknown(self.registry)
+        if dataset is None or self._loaded:
+            start = Start.unknown(self.registry)
+        else:
+            start = Start.of(dataset, self._options, self.seed)
         return build_totalvi(self._options, self.registry, start)
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from countvi import data as data_layer
 from countvi import files
 from countvi.batch import RNA
-from countvi.errors import DataWarning, FileFormatError, shorten
+from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
 from countvi.estimators import _persistence
 from countvi.estimators._build import SCVIOptions
 from countvi.estimators._trainable import Trainable
@@ -90,7 +90,11 @@ def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, 
         If the file is not such a model, or its pickle asks for anything but plain data.
     MismatchError
         If ``adata`` lacks genes of the model, or has another number of spots.
+    OptionError
+        If ``adata`` is a MuData and the model reads an AnnData.
     """
+    from anndata import AnnData
+
     archive = files.read_scvi_archive(path)
     source = archive.attributes.get("registry_")
     name = source.get("model_name") if isinstance(source, Mapping) else None
@@ -103,6 +107,9 @@ def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, 
     model: Trainable
     if name == "TOTALVI":
         model = totalvi_from_scvi(archive, registry, adata, path)
+    elif adata is not None and not isinstance(adata, AnnData):
+        message = f"A model of class {name} reads an AnnData; got a {type(adata).__name__}. Pass one of its modalities."
+        raise OptionError(message)
     elif name == "DestVI":
         model = load_destvi(archive.state, registry, flat_arguments(init_params), cells, path)
     else:

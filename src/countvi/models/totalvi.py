@@ -209,14 +209,15 @@ class TOTALVI(CountModel):
         """p(x | z, l, s) and p(y | z, beta, s), with beta from q(beta | z, s)."""
         state, features = self.cell_state(latents), self.covariates(design)
         appended = self.appended(state, features, design)
-        hidden = [torch.cat([h, appended], dim=-1) for h in self.decode(state, features, design)]
-        rate = Rate(logits=self.rho(hidden[0]), log_library=latents.log_library, link=self.link)
+        trunks = [torch.cat([h, appended], dim=-1) for h in self.decode(state, features, design)]
+        rho, beta, alpha, pi = trunks
+        rate = Rate(logits=self.rho(rho), log_library=latents.log_library, link=self.link)
         return {
             # Dropout comes from the trunk of pi, as in the published code.
-            RNA: self.observe(rate, hidden[3], design),
+            RNA: self.observe(rate, pi, design),
             PROTEIN: NegativeBinomialMixture(
-                self.protein.rate(*hidden[1:], latents.epsilon, design),
-                self.protein.log_phi(hidden[1], design),
+                self.protein.rate(beta, alpha, pi, latents.epsilon, design),
+                self.protein.log_phi(beta, design),
                 design.measured_entries(PROTEIN),
             ),
         }

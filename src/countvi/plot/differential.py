@@ -107,4 +107,4 @@ def _one_comparison(table: pd.DataFrame, comparison: str | None) -> tuple[pd.Dat
         message = f"The table has no comparison {comparison!r}; it has {shorten(known)}."
         raise UnknownNameError(message)
     name = known[0] if comparison is None else comparison
-    return table[table["comparison"] == name], str(name)
+    return table.loc[table["comparison"] == name], str(name)

@@ -75,7 +75,7 @@ def protein_background(
         "denoised": (denoised.ravel(), _DENOISED),
     }
     highest = max(float(np.log1p(values).max(initial=0.0)) for values, _ in parts.values())
-    edges = np.linspace(0.0, highest or 1.0, _BINS + 1)
+    edges = np.linspace(0.0, highest or 1.0, _BINS + 1).tolist()
     for name, (values, colour) in parts.items():
         if len(values):
             ax.hist(

@@ -23,8 +23,9 @@ class FusedUpdate:
 
     def __init__(self, optimizer: torch.optim.Adam) -> None:
         self._optimizer = optimizer
-        decoupled = isinstance(optimizer, torch.optim.AdamW)
-        self._kernel: Any = torch._fused_adamw_ if decoupled else torch._fused_adam_
+        # What torch's own step calls.
+        name = "_fused_adamw_" if isinstance(optimizer, torch.optim.AdamW) else "_fused_adam_"
+        self._kernel: Any = getattr(torch, name)
         self._state: object = None
 
     @torch.no_grad()
