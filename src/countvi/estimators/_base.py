@@ -1,4 +1,4 @@
-"""Read-outs that every model has: cell states and evidence."""
+"""Read-outs of models whose latent variables have a posterior: cell states and evidence."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from countvi import data as data_layer
 from countvi import query, seeding
-from countvi.errors import OptionError, choose
-from countvi.estimators import _criticism, _labels, _mapping, _training
+from countvi.errors import choose
+from countvi.estimators import _abundance, _criticism, _labels, _mapping, _training
 from countvi.estimators._indices import Indices
-from countvi.estimators._trainable import Trainable
+from countvi.estimators._scored import ScoredEstimator, mean_over_cells
 
 if TYPE_CHECKING:
     from typing import Self
@@ -21,73 +21,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from mudata import MuData
+    from torch.distributions import MixtureSameFamily
 
 # Evidence by importance sampling holds many draws per cell, so it takes fewer cells at a time.
 _EVIDENCE_BATCH = 64
-
-
-class ScoredEstimator(Trainable, ABC):
-    """Base of the estimators: how well the model explains cells."""
-
-    def get_elbo(
-        self,
-        adata: AnnData | MuData | None = None,
-        indices: Indices = None,
-        *,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-        seed: int = seeding.DEFAULT_SEED,
-    ) -> float | np.ndarray:
-        """Return the evidence lower bound per cell in nats: higher is better.
-
-        One draw of the latent variables, KL at full weight, no global terms.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            Which cells: other data, rows or a mask, and how many at a time.
-        return_mean
-            The mean over cells, or one value per cell, shape ``(cells,)``.
-        seed
-            Of the draw.
-        """
-        values = query.elbo(self.module, self._cells(adata, indices, batch_size), seed=seed)
-        return _mean(values) if return_mean else values
-
-    def get_reconstruction_error(
-        self,
-        adata: AnnData | MuData | None = None,
-        indices: Indices = None,
-        *,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-        seed: int = seeding.DEFAULT_SEED,
-    ) -> dict[str, float] | dict[str, np.ndarray]:
-        """Return the negative log-likelihood per cell in nats given a draw of the latent variables: lower is better.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            Which cells; see :meth:`get_latent_representation`.
-        return_mean
-            The mean over cells, or one value per cell, shape ``(cells,)``.
-        seed
-            Of the draw.
-
-        Returns
-        -------
-        dict
-            ``{"reconstruction_loss": ...}``; a model of several modalities has one entry for each, NaN in cells that a
-            modality was not measured in, which do not count in its mean.
-        """
-        cells = self._cells(adata, indices, batch_size)
-        errors, measured = query.reconstruction(self.module, cells, seed=seed), self._measured(cells)
-        found: dict[str, Any] = {}
-        for modality, values in errors.items():
-            name = "reconstruction_loss" if len(errors) == 1 else modality
-            present = measured.get(modality, np.ones(len(values), dtype=bool))
-            found[name] = _mean(values[present]) if return_mean else np.where(present, values, np.nan)
-        return found
 
 
 class CountEstimator(ScoredEstimator, ABC):
@@ -293,6 +230,79 @@ class CountEstimator(ScoredEstimator, ABC):
             return loc, scale**2
         return query.latent_states(self.module, cells, give_mean=give_mean, mc_samples=mc_samples, seed=seed)
 
+    def get_aggregated_posterior(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Indices = None,
+        *,
+        batch_size: int | None = None,
+        dof: float | None = 3.0,
+    ) -> MixtureSameFamily:
+        """Return the posteriors of cells as one density over z: a mixture in which each cell has the same weight.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            Which cells; see :meth:`get_latent_representation`.
+        dof
+            Degrees of freedom of Student's t, whose tails are heavier than those of a normal; ``None`` for normals.
+
+        Returns
+        -------
+        torch.distributions.MixtureSameFamily
+            Over vectors of length ``n_latent``.
+        """
+        _abundance.check_dof(dof)
+        loc, scale = query.latent_moments(self.module, self._cells(adata, indices, batch_size))
+        _abundance.check_cells(loc, "adata")
+        return query.aggregated_posterior(loc, scale, dof)
+
+    def differential_abundance(
+        self,
+        adata: AnnData | MuData | None = None,
+        sample_key: str | None = None,
+        *,
+        batch_size: int | None = None,
+        num_cells_posterior: int | None = None,
+        dof: float | None = None,
+        seed: int = seeding.DEFAULT_SEED,
+    ) -> pd.DataFrame:
+        """Return how dense each sample is where each cell lies: which states are common in which sample.
+
+        The difference of two columns says how much more common a cell's state is in one sample than in the other.
+        Average columns over the samples of a condition before comparing conditions; the samples are the replicates.
+
+        Parameters
+        ----------
+        adata
+            Cells; by default those of the model.
+        sample_key
+            Column of ``obs`` that says which sample a cell is from.
+        batch_size
+            Cells at a time.
+        num_cells_posterior
+            Cells per sample that stand for it, drawn at random; by default all. With the same number in each, samples
+            of different sizes are smoothed alike.
+        dof
+            As in :meth:`get_aggregated_posterior`; ``None`` for normals.
+        seed
+            Of the draw of cells.
+
+        Returns
+        -------
+        DataFrame
+            Log-density of the posterior mean of z of each cell under each sample's aggregated posterior, in nats, cells
+            x samples.
+
+        Raises
+        ------
+        OptionError
+            If ``sample_key`` is left out, or names fewer than two samples.
+        """
+        _abundance.check_dof(dof)
+        cells = self._cells(adata, None, batch_size)
+        return _abundance.densities(self, cells, adata, sample_key, num_cells_posterior, dof, seed)
+
     def get_marginal_ll(
         self,
         adata: AnnData | MuData | None = None,
@@ -325,7 +335,7 @@ class CountEstimator(ScoredEstimator, ABC):
         values = query.marginal_log_likelihood(
             self.module, cells, n_samples=n_mc_samples, samples_per_pass=n_mc_samples_per_pass, seed=seed
         )
-        return _mean(values) if return_mean else values
+        return mean_over_cells(values) if return_mean else values
 
     def get_predictive_checks(
         self,
@@ -372,19 +382,3 @@ class CountEstimator(ScoredEstimator, ABC):
             for name in names
         }
         return found[names[0]] if len(names) == 1 else found
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean over cells.
-
-    Raises
-    ------
-    OptionError
-        If there are none.
-    """
-    if not len(values):
-        message = (
-            "A mean over cells needs at least one cell; indices selects none. Pass return_mean=False for an array."
-        )
-        raise OptionError(message)
-    return float(values.mean())

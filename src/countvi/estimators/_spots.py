@@ -13,8 +13,8 @@ from countvi import query
 from countvi.batch import RNA
 from countvi.errors import UnknownNameError, did_you_mean, shorten
 from countvi.estimators import _modality
-from countvi.estimators._base import ScoredEstimator
 from countvi.estimators._indices import Indices, resolve_genes, resolve_rows
+from countvi.estimators._scored import ScoredEstimator
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,6 +6,7 @@ what they return afterwards.
 
 from __future__ import annotations
 
+from countvi.query.aggregated import aggregated_log_density, aggregated_posterior
 from countvi.query.ambient import ambient_fraction, background_profile, decontaminated_counts
 from countvi.query.attribution import modality_attribution, modality_latents
 from countvi.query.cells import BatchSource, Cells, Sink, Writable, evaluation
@@ -72,6 +73,8 @@ __all__ = [
     "VampMixture",
     "Writable",
     "abundances",
+    "aggregated_log_density",
+    "aggregated_posterior",
     "ambient_fraction",
     "axis_genes",
     "background_mean",
