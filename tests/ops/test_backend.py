@@ -60,6 +60,7 @@ def test_every_operation_with_a_kernel_runs_on_the_backend_in_force(monkeypatch:
         ops.zero_inflated_negative_binomial(a, a[0], a, a, counts, link)
         ops.poisson(a, a[0], counts, link)
         ops.gamma_poisson(a, a[0], Rows(a, None), None, None, counts)
+        ops.gamma_poisson_head(a, a, a[0], a[0], (Rows(a, None), None, None), counts, 1, 1)
         ops.negative_binomial_mixture(a, a, a, a, counts)
         ops.rate_shape_negative_binomial(a, a[0], a[0], counts)
         ops.mixed_types_negative_binomial(a[None], Affine(a, a[0]), a[0], a, a[0], a[0], a[0], counts)

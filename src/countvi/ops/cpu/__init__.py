@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from countvi.ops._notice import noticed
-from countvi.ops.cpu.autograd import negative_binomial, poisson, sparse_linear, zero_inflated_negative_binomial
+from countvi.ops.cpu.linear_autograd import sparse_linear
 from countvi.ops.cpu.product import linear
 
 __all__ = [
@@ -25,7 +25,22 @@ __all__ = [
 ]
 
 
-# Only some models need the kernels below, and each takes its time to compile.
+# Only some models need each of the kernels below, and each takes its time to compile.
+
+
+def negative_binomial(*arguments: Any) -> Tensor:
+    """Log-likelihood per cell."""
+    return _late("autograd", "negative_binomial")(*arguments)
+
+
+def zero_inflated_negative_binomial(*arguments: Any) -> Tensor:
+    """Log-likelihood per cell."""
+    return _late("autograd", "zero_inflated_negative_binomial")(*arguments)
+
+
+def poisson(*arguments: Any) -> Tensor:
+    """Log-likelihood per cell."""
+    return _late("autograd", "poisson")(*arguments)
 
 
 def gamma_poisson(*arguments: Any) -> Tensor:
