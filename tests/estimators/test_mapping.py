@@ -205,6 +205,21 @@ def test_each_option_lets_go_of_what_it_names(option) -> None:
     assert moved == named
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_the_first_layer_of_the_trunks_is_held_or_let_go(held) -> None:
+    """That of TOTALVI's four trunks is one layer, and not part of any of them."""
+    reference, query = CASES["totalvi"]()
+    known = dict(reference.module.named_parameters())
+    model, _ = _map(reference, query, **HELD, freeze_decoder_first_layer=held)
+    after = dict(model.module.named_parameters())
+    for name in ("decode.first.linear.weight", "decode.first.linear.bias"):
+        assert torch.equal(after[name], known[name]) == held
+        assert after[name].requires_grad != held
+    rows, old = after["decode.first.linear.levels.weight"], known["decode.first.linear.levels.weight"]
+    assert torch.equal(rows[: len(old)], old) == held
+    assert len(rows) == len(old) + 1 and not torch.equal(rows[-1], old.mean(0))
+
+
 def test_unfrozen_moves_everything() -> None:
     reference, query = CASES["scvi-all"]()
     model, before = _map(reference, query, unfrozen=True)

@@ -1,4 +1,4 @@
-"""The background prior and its start, the efficiency, and layers with one-hot levels."""
+"""Components of protein counts, the efficiency, and layers with one-hot levels."""
 
 from __future__ import annotations
 
@@ -11,41 +11,53 @@ from countvi import seeding
 from countvi.batch import Design, Factor
 from countvi.nn.linear import Appended, Head, LevelHead, head
 from countvi.nn.mlp import Mlp, MlpConfig
-from countvi.nn.protein import Efficiency, lower_components
+from countvi.nn.protein import Efficiency, two_components
 from countvi.nn.trunks import Trunks
 
 DESIGN = Design(torch.tensor([[0, 2], [1, 0], [1, 1], [0, 1]]), torch.randn(4, 2, generator=seeding.generator(9)))
 FACTORS = (Factor(0, 2), Factor(1, 3))
 
 
-def test_lower_components_are_recovered():
+def test_two_components_are_recovered():
     rng = np.random.default_rng(0)
-    n_cells, n_proteins = 40, 300
-    low, spread = rng.uniform(0.5, 2.0, (n_cells, 1)), rng.uniform(0.1, 0.4, (n_cells, 1))
-    high = rng.random((n_cells, n_proteins)) < 0.4
+    n_rows, n_values = 40, 300
+    low, spread = rng.uniform(0.5, 2.0, (n_rows, 1)), rng.uniform(0.1, 0.4, (n_rows, 1))
+    high = rng.random((n_rows, n_values)) < 0.4
     values = low + np.where(high, 4.0, 0.0) + rng.normal(size=high.shape) * np.where(high, 0.6, spread)
-    loc, scale = lower_components(torch.as_tensor(values))
-    error = 5 * spread.ravel() / np.sqrt(0.6 * n_proteins)
-    assert (np.abs(loc.numpy() - low.ravel()) < error).all()
-    np.testing.assert_allclose(scale, spread.ravel(), rtol=0.25)
+    found = two_components(torch.as_tensor(values))
+    error = 5 * spread.ravel() / np.sqrt(0.6 * n_values)
+    assert (np.abs(found.low.numpy() - low.ravel()) < error).all()
+    assert (np.abs(found.high.numpy() - low.ravel() - 4.0) < 5 * 0.6 / np.sqrt(0.4 * n_values)).all()
+    np.testing.assert_allclose(found.low_scale, spread.ravel(), rtol=0.25)
+    np.testing.assert_allclose(found.high_scale, 0.6, rtol=0.25)
+    np.testing.assert_allclose(found.high_share, high.mean(1), atol=0.01)
+    assert found.are_apart.all()
 
 
-def test_lower_components_beside_scikit_learn():
+def test_two_components_beside_scikit_learn():
     mixture = pytest.importorskip("sklearn.mixture")
     rng = np.random.default_rng(1)
     values = np.log1p(rng.poisson(np.where(rng.random((6, 60)) < 0.3, 200.0, 5.0))).astype(np.float64)
-    loc, scale = lower_components(torch.as_tensor(values))
-    for i, cell in enumerate(values):
-        fitted = mixture.GaussianMixture(2, tol=1e-10, max_iter=1000, n_init=3, random_state=0).fit(cell[:, None])
-        k = fitted.means_.ravel().argmin()
-        np.testing.assert_allclose(loc[i], fitted.means_[k, 0], rtol=1e-4)
-        np.testing.assert_allclose(scale[i], np.sqrt(fitted.covariances_[k, 0, 0]), rtol=1e-3)
+    found = two_components(torch.as_tensor(values))
+    for i, row in enumerate(values):
+        fitted = mixture.GaussianMixture(2, tol=1e-10, max_iter=1000, n_init=3, random_state=0).fit(row[:, None])
+        low, high = fitted.means_.ravel().argsort()
+        for k, loc, scale in ((low, found.low, found.low_scale), (high, found.high, found.high_scale)):
+            np.testing.assert_allclose(loc[i], fitted.means_[k, 0], rtol=1e-4)
+            np.testing.assert_allclose(scale[i], np.sqrt(fitted.covariances_[k, 0, 0]), rtol=1e-3)
+        np.testing.assert_allclose(found.high_share[i], fitted.weights_[high], rtol=1e-3)
 
 
-def test_components_of_constant_cells_are_finite():
-    loc, scale = lower_components(torch.tensor([[2.0] * 6, [0.0] * 6]))
-    assert torch.isfinite(loc).all() and (scale > 0).all()
-    np.testing.assert_allclose(loc, [2.0, 0.0], atol=1e-6)
+def test_one_heap_is_not_two():
+    values = np.random.default_rng(2).normal(3.0, 0.5, (50, 500))
+    assert not two_components(torch.as_tensor(values)).are_apart.any()
+
+
+def test_components_of_constant_rows_are_finite():
+    found = two_components(torch.tensor([[2.0] * 6, [0.0] * 6]))
+    assert all(torch.isfinite(part).all() for part in found) and (found.low_scale > 0).all()
+    np.testing.assert_allclose(found.low, [2.0, 0.0], atol=1e-6)
+    assert not found.are_apart.any()
 
 
 def test_the_prior_of_log_efficiency_has_its_jacobian():

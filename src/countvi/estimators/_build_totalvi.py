@@ -13,17 +13,11 @@ from countvi.batch import PROTEIN, RNA
 from countvi.data import Dataset, Registry
 from countvi.errors import OptionError, choose
 from countvi.estimators._build import LibraryMoments, observation_of
+from countvi.estimators._protein_start import ProteinStart
 from countvi.models.totalvi import N_TRUNKS, ProteinDecoder
 from countvi.models.totalvi import TOTALVI as TOTALVIModel
 from countvi.nn import encoder, library, linear, mlp, observation
-from countvi.nn.protein import (
-    FEWEST_PROTEINS,
-    WITHOUT_COMPONENTS,
-    WITHOUT_DATA,
-    BackgroundPrior,
-    Efficiency,
-    lower_components,
-)
+from countvi.nn.protein import WITHOUT_DATA, BackgroundPrior, Efficiency
 from countvi.nn.trunks import Trunks
 from countvi.ops import Link
 
@@ -47,12 +41,6 @@ _FLAGS = (
     "normalize_encoder_input",
     "protein_batch_efficiency",
 )
-_SAMPLED_CELLS = 100
-"""Cells of a panel that its background is estimated from."""
-_LEAST_SCALE = 0.05
-"""Of the standard deviation that the guide of the log background starts at."""
-_ENOUGH_PROTEINS = 10
-"""Above this many proteins the background is estimated from the data unless the user says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +114,14 @@ class Start:
         Prior of the library size; used when it is inferred.
     loc, scale
         Prior of the log background to start from, shape ``(panels, proteins)`` each.
+    proteins
+        Where the decoder of the proteins starts; ``None`` for the prior of the background, and at random.
     """
 
     library: LibraryMoments
     loc: Tensor
     scale: Tensor
+    proteins: ProteinStart | None = None
 
     @classmethod
     def unknown(cls, registry: Registry) -> Start:
@@ -149,64 +140,10 @@ class Start:
             totals = torch.from_numpy(dataset.summary(RNA).cell_totals)
             codes = dataset.codes[:, registry.batch.column]
             moments = LibraryMoments(*library.library_moments(totals, codes, registry.batch.n_levels))
-        empirical = options.empirical_protein_background_prior
-        if empirical is None:
-            empirical = registry.modality(PROTEIN).n_features > _ENOUGH_PROTEINS
-        if empirical:
-            loc, scale = empirical_background(dataset, seed)
-        return cls(moments, loc, scale)
-
-
-def empirical_background(dataset: Dataset, seed: int) -> tuple[Tensor, Tensor]:
-    """Estimate the log background of each panel from the lower of two components of the proteins of each cell.
-
-    Parameters
-    ----------
-    dataset
-        Cells, of which up to 100 per panel are used.
-    seed
-        Of their choice.
-
-    Returns
-    -------
-    loc, scale
-        Mean of the component's means, and root of the summed variances over the number of cells, the same for all
-        proteins of a panel; shape ``(panels, proteins)`` each.
-    """
-    panel, n_proteins = dataset.registry.panel, dataset.registry.modality(PROTEIN).n_features
-    loc, scale = torch.empty(panel.n_levels, n_proteins), torch.empty(panel.n_levels, n_proteins)
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SAMPLED_CELLS,)))
-    level = dataset.codes[:, panel.column].numpy()
-    for code in range(panel.n_levels):
-        rows = np.flatnonzero(level == code)
-        rows = np.sort(rng.choice(rows, min(len(rows), _SAMPLED_CELLS), replace=False)) if len(rows) else rows
-        loc[code], scale[code] = _background_of(dataset, rows)
-    return loc, scale
-
-
-def _background_of(dataset: Dataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the log background of some cells, a number each."""
-    nothing = (torch.tensor(WITHOUT_COMPONENTS[0]), torch.tensor(WITHOUT_COMPONENTS[1]))
-    if not len(rows):
-        return nothing
-    batch = dataset.batch(rows)
-    values = batch.counts[PROTEIN].to_dense().log1p()
-    measured = batch.design.measured_entries(PROTEIN)
-    if measured is None:
-        measured = torch.ones_like(values, dtype=torch.bool)
-    means, variances = [], []
-    # Cells of one panel as a rule lack the same proteins, so that all are fitted at once.
-    for pattern in measured.unique(dim=0):
-        if int(pattern.sum()) < FEWEST_PROTEINS:
-            continue
-        cells = (measured == pattern).all(1)
-        mean, deviation = lower_components(values[cells][:, pattern])
-        means.append(mean)
-        variances.append(deviation.square())
-    if not means:
-        return nothing
-    n_cells = sum(len(mean) for mean in means)
-    return torch.cat(means).mean().float(), (torch.cat(variances).sum().sqrt() / n_cells).float()
+        panels = ProteinStart.of_panels(dataset, seed)
+        if options.empirical_protein_background_prior is not False:
+            loc, scale = panels.log_background, panels.scale
+        return cls(moments, loc, scale, panels.averaged())
 
 
 def build_totalvi(options: TOTALVIOptions, registry: Registry, start: Start) -> TOTALVIModel:
@@ -253,12 +190,15 @@ def _protein(options: TOTALVIOptions, registry: Registry, start: Start, n_wide: 
     with torch.no_grad():
         log_phi.value.uniform_(0.0, 2.0)
     heads = {name: linear.head(n_wide, n_proteins, factors) for name in ("loc", "scale", "alpha", "pi")}
+    begin = ProteinStart(start.loc.mean(0), start.scale.mean(0)) if start.proteins is None else start.proteins
     with torch.no_grad():
-        # The guide starts at the prior: far from it, the divergence would be all that the first epochs descend.
-        heads["loc"].bias.copy_(start.loc.mean(0))
-        scale = start.scale.mean(0).clamp(min=_LEAST_SCALE)
+        # Far from the counts, finding their size would be all that the first epochs do.
+        heads["loc"].bias.copy_(begin.log_background)
         exponential = options.activation_function_bg == "exp"
-        heads["scale"].bias.copy_(scale.log() if exponential else scale.expm1().log())
+        heads["scale"].bias.copy_(begin.scale.log() if exponential else begin.scale.expm1().log())
+        if begin.alpha is not None and begin.pi_logits is not None:
+            heads["alpha"].bias.copy_(begin.alpha - 1.0)
+            heads["pi"].bias.copy_(begin.pi_logits)
     return ProteinDecoder(
         **heads,
         log_phi=log_phi,

@@ -47,8 +47,8 @@ class TOTALVI(ProteinEstimator):
     latent_distribution
         ``"normal"``, or ``"ln"``: a logistic normal, whose states lie on the simplex.
     empirical_protein_background_prior
-        Start the prior of the background from a mixture of two normals fitted to the proteins of cells of each panel
-        (batch, without panels). By default with more than ten proteins.
+        Start the prior of the background, too, from a mixture of two normals fitted to the counts of each protein in
+        each panel (batch, without panels), as by default. Otherwise it starts at 3 and 1 for all proteins.
     override_missing_proteins
         Take proteins without any count in a panel for zeros, rather than as not measured there.
     n_hidden

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,9 @@ from countvi.nn.latent import Gaussian
 from countvi.nn.levels import ByLevel
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
-# What one of the two components of a cell has at least of its proteins' variance, so that none shrinks to a point.
+# Least variance of one of two components, so that none shrinks to a point.
 _MIN_VARIANCE = 1e-6
 _STEPS = 50
-FEWEST_PROTEINS = 5
-"""Fewer proteins than this do not show two components in a cell."""
-WITHOUT_COMPONENTS = (0.0, 0.05)
-"""Prior of the log background, mean and standard deviation, where there are so few."""
 WITHOUT_DATA = (3.0, 1.0)
 """Prior of the log background to start from where the data are not looked at."""
 
@@ -78,20 +75,36 @@ class Efficiency(ByLevel):
         return (-0.5 * self.log_efficiency.square() - _HALF_LOG_2PI).sum()
 
 
-def lower_components(values: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Fit a mixture of two normals to the values of each cell, all cells at once, and return the lower component.
+class Components(NamedTuple):
+    """Two normals fitted to each row of some values, shape ``(rows,)`` each."""
+
+    low: Tensor
+    """Smaller mean."""
+    low_scale: Tensor
+    """Its standard deviation."""
+    high: Tensor
+    """Larger mean."""
+    high_scale: Tensor
+    """Its standard deviation."""
+    high_share: Tensor
+    """Share of the values that belong to the larger mean."""
+
+    @property
+    def are_apart(self) -> Tensor:
+        """Whether there are two heaps rather than one: Ashman's D above two."""
+        spread = 0.5 * (self.low_scale.square() + self.high_scale.square())
+        return (self.high - self.low).square() > 4.0 * spread
+
+
+def two_components(values: Tensor) -> Components:
+    r"""Fit a mixture of two normals to each row, all rows at once.
 
     Expectation-maximisation from the best cut of the sorted values in two (least squares), 50 steps.
 
     Parameters
     ----------
     values
-        log(1 + protein counts), shape ``(cells, proteins)``, at least two proteins.
-
-    Returns
-    -------
-    loc, scale
-        Mean and standard deviation of the component with the smaller mean, shape ``(cells,)`` each.
+        Shape ``(rows, values)``, at least two values.
     """
     x = values.double().sort(dim=1).values
     upper = _upper_share(x)
@@ -103,8 +116,9 @@ def lower_components(values: Tensor) -> tuple[Tensor, Tensor]:
         log_share = (total / x.shape[1]).log() - 0.5 * variance.log()
         log_prob = log_share.unsqueeze(-1) - 0.5 * (x - loc.unsqueeze(-1)).square() / variance.unsqueeze(-1)
         upper = (log_prob[1] - log_prob[0]).sigmoid()
-    lower = loc.argmin(0, keepdim=True)
-    return loc.gather(0, lower)[0], variance.sqrt().gather(0, lower)[0]
+    order = loc.argsort(0)
+    (low, high), scale, total = loc.gather(0, order), variance.sqrt().gather(0, order), total.gather(0, order)
+    return Components(low, scale[0], high, scale[1], total[1] / x.shape[1])
 
 
 def _upper_share(x: Tensor) -> Tensor:
