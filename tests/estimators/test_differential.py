@@ -203,7 +203,7 @@ def totalvi():
     adata.obsm["protein"] = protein
     countvi.TOTALVI.setup_anndata(adata, "protein", batch_key="batch")
     model = countvi.TOTALVI(adata, n_latent=3, n_hidden=16, empirical_protein_background_prior=False)
-    model.train(30, enable_progress_bar=False)
+    model.train(enable_progress_bar=False)
     return model
 
 

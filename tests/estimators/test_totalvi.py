@@ -178,6 +178,22 @@ def test_the_decoder_starts_at_the_counts():
     assert (constant.prior.loc == 3.0).all() and (constant.loc.bias == protein.loc.bias).all()
 
 
+def test_one_heap_of_counts_starts_as_background():
+    """Poisson counts, rare or frequent, and counts with more spread; two heaps, the upper one small, do not."""
+    rng = np.random.default_rng(8)
+    adata = simulate(8)
+    heaps = [rng.poisson(mean, N_CELLS) for mean in (0.5, 1.0, 2.0, 4.0, 8.0, 100.0)]
+    heaps.append(rng.poisson(rng.lognormal(np.log(50.0), 0.5, N_CELLS)))
+    heaps.append(rng.poisson(np.where(rng.random(N_CELLS) < 0.05, 60.0, 4.0)))
+    adata.obsm["protein"] = np.stack(heaps, axis=1).astype(float)
+    countvi.TOTALVI.setup_anndata(adata, "protein")
+    protein = countvi.TOTALVI(adata).module.protein
+    share = torch.sigmoid(protein.pi.bias.detach()).numpy()
+    np.testing.assert_allclose(share[:-1], 0.9, rtol=1e-5)
+    np.testing.assert_allclose(share[-1], 0.95, atol=0.03)
+    np.testing.assert_allclose(protein.alpha.bias[-1].item() + 1.0, 15.0, rtol=0.3)
+
+
 @pytest.mark.filterwarnings("ignore::countvi.errors.DataWarning")
 def test_what_no_cell_shows_starts_somewhere():
     """A batch of three cells, a protein without counts, and one that is measured in five cells only."""

@@ -31,7 +31,6 @@ def test_two_components_are_recovered():
     np.testing.assert_allclose(found.low_scale, spread.ravel(), rtol=0.25)
     np.testing.assert_allclose(found.high_scale, 0.6, rtol=0.25)
     np.testing.assert_allclose(found.high_share, high.mean(1), atol=0.01)
-    assert found.are_apart.all()
 
 
 def test_two_components_beside_scikit_learn():
@@ -48,16 +47,10 @@ def test_two_components_beside_scikit_learn():
         np.testing.assert_allclose(found.high_share[i], fitted.weights_[high], rtol=1e-3)
 
 
-def test_one_heap_is_not_two():
-    values = np.random.default_rng(2).normal(3.0, 0.5, (50, 500))
-    assert not two_components(torch.as_tensor(values)).are_apart.any()
-
-
 def test_components_of_constant_rows_are_finite():
     found = two_components(torch.tensor([[2.0] * 6, [0.0] * 6]))
     assert all(torch.isfinite(part).all() for part in found) and (found.low_scale > 0).all()
     np.testing.assert_allclose(found.low, [2.0, 0.0], atol=1e-6)
-    assert not found.are_apart.any()
 
 
 def test_the_prior_of_log_efficiency_has_its_jacobian():

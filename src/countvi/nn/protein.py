@@ -89,12 +89,6 @@ class Components(NamedTuple):
     high_share: Tensor
     """Share of the values that belong to the larger mean."""
 
-    @property
-    def are_apart(self) -> Tensor:
-        """Whether there are two heaps rather than one: Ashman's D above two."""
-        spread = 0.5 * (self.low_scale.square() + self.high_scale.square())
-        return (self.high - self.low).square() > 4.0 * spread
-
 
 def two_components(values: Tensor) -> Components:
     r"""Fit a mixture of two normals to each row, all rows at once.
