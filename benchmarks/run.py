@@ -19,6 +19,7 @@ from measure import Comparison, Settings, spread, write
 from parts import (
     ambient,
     breakdown,
+    deconvolution,
     differential,
     kernels,
     mapping,
@@ -48,6 +49,9 @@ PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "ambient": ambient.measure,
     "multimodal": multimodal.measure,
     "regularized": regularized.measure,
+    "deconvolution-step": deconvolution.step,
+    "deconvolution-whole": deconvolution.whole,
+    "deconvolution-quality": deconvolution.quality,
     "totalvi-step": totalvi.step,
     "totalvi-quality": totalvi.quality,
     **{case.name: partial(quality.measure, case) for case in quality.cases()},

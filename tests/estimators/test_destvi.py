@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import anndata
@@ -201,10 +202,9 @@ def test_proportions_and_expression_are_found(truth, spatial):
         assert np.median([spearmanr(a, b)[0] for a, b in zip(scale, truth.expression[index][there], strict=True)]) > 0.9
 
 
-def test_proportions_start_at_least_squares(truth, reference, slide):
-    """Before training they are those of scipy's solver, one spot at a time."""
+def test_proportions_start_at_a_sparse_mixture(reference, slide):
+    """Types are where the penalised Poisson likelihood is stationary, or absent, and then training leaves them so."""
     import torch
-    from scipy.optimize import nnls
 
     from countvi.estimators._spatial import reference_of, type_profiles
 
@@ -212,11 +212,31 @@ def test_proportions_start_at_least_squares(truth, reference, slide):
     model.is_trained = True
     with torch.no_grad():
         profiles = type_profiles(reference_of(reference, np.arange(N_GENES), 4, None, 0)).double().numpy()
-    weight = 1 / np.sqrt(profiles.mean(0))
-    counts = slide.X.toarray() / slide.X.toarray().sum(1, keepdims=True)
-    expected = np.array([nnls((profiles * weight).T, row * weight)[0] for row in counts]).clip(1e-3)
-    found = model.get_proportions(normalize=False).to_numpy()
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5)
+    counts = slide.X.toarray()
+    beta = model.get_proportions(normalize=False).to_numpy() * counts.sum(1, keepdims=True)
+    there = beta > 0
+    assert 0 < there.sum() < there.size
+    assert there.any(1).all()
+    slope = (counts / (beta @ profiles)) @ profiles.T - profiles.sum(1)
+    # The slope times the abundance is what the type explains beyond its share: the penalty.
+    np.testing.assert_allclose((slope * beta)[there & (beta > 20.0)], 2.0, atol=0.2)
+    model.train(5, **QUIET)
+    trained = model.get_proportions().to_numpy()
+    np.testing.assert_array_equal(trained > 0, there)
+
+
+def test_a_spot_of_hardly_any_counts_has_proportions(reference, slide):
+    counts = slide.X.toarray()
+    counts[:2] = 0.0
+    counts[1, 0] = 1.0
+    poor = anndata.AnnData(sp.csr_matrix(counts), obs=slide.obs.copy(), var=slide.var.copy())
+    countvi.DestVI.setup_anndata(poor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        model = countvi.DestVI.from_rna_model(poor, reference, vamp_prior_p=4, entropy_reg=1.0)
+        model.train(3, **QUIET)
+    proportions = model.get_proportions().to_numpy()
+    np.testing.assert_allclose(proportions.sum(1), 1.0, rtol=1e-5)
 
 
 def test_shares_of_the_types_sum_to_the_counts(slide, spatial):

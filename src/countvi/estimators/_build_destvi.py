@@ -27,9 +27,9 @@ from countvi.nn.state_priors import LearnedPrior, UnitPrior
 # Which parameters of a spot a network gives: states, and abundances.
 _AMORTISED = {"none": (False, False), "latent": (True, False), "proportion": (False, True), "both": (True, True)}
 _AMORTISED_LAYERS = 2
-# A proportion that least squares puts at zero starts a little above, from where it can rise.
-_LEAST_ABUNDANCE = 1e-3
 _NOISE_ABUNDANCE = 1e-2
+# Softplus gives zero for it in single precision, without a gradient: a type that is absent at the start stays so.
+_ABSENT = -110.0
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,12 @@ class DestVIOptions:
     entropy_reg: float = 0.0
     gamma_reg: float = 1.0
     dropout_amortization: float = 0.05
+    sparsity_reg: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cell_types", tuple(self.cell_types))
         choose("amortization", self.amortization, _AMORTISED)
-        for name in ("l1_reg", "beta_reg", "eta_reg", "entropy_reg", "gamma_reg"):
+        for name in ("l1_reg", "beta_reg", "eta_reg", "entropy_reg", "gamma_reg", "sparsity_reg"):
             object.__setattr__(self, name, number(name, getattr(self, name)))
         rate = number("dropout_amortization", self.dropout_amortization, below=1.0)
         object.__setattr__(self, "dropout_amortization", rate)
@@ -248,12 +249,12 @@ def build_destvi(options: DestVIOptions, reference: Reference, start: SpotStart 
         infer_gamma.start_at(prior.mean())
     return DestVIModel(
         infer_gamma=infer_gamma,
-        infer_beta=parameter(amortised[1], inverse_softplus(abundance)),
+        infer_beta=parameter(amortised[1], inverse_softplus(abundance).clamp(min=_ABSENT)),
         decode=reference.decode,
         f=reference.f,
         p_logits=reference.p_logits,
         prior_of_gamma=prior,
-        prior_of_beta=AbundancePrior(l1=options.l1_reg, entropy=options.entropy_reg),
+        prior_of_beta=AbundancePrior(options.l1_reg, options.entropy_reg, options.sparsity_reg),
         eta=inverse_softplus(start.noise),
         beta_reg=options.beta_reg,
         eta_reg=options.eta_reg,
@@ -261,9 +262,9 @@ def build_destvi(options: DestVIOptions, reference: Reference, start: SpotStart 
 
 
 def with_noise(abundance: Tensor) -> Tensor:
-    """Add a column of a little noise to abundances of types, and lift those at zero."""
+    """Add a column of a little noise to abundances of types."""
     noise = abundance.new_full((len(abundance), 1), _NOISE_ABUNDANCE)
-    return torch.cat([abundance.clamp(min=_LEAST_ABUNDANCE), noise], -1)
+    return torch.cat([abundance, noise], -1)
 
 
 def _frozen_decoder(n_hidden: int, n_latent: int, n_layers: int, n_types: int) -> Mlp:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from countvi import data as data_layer
-from countvi.batch import RNA, Batch, Design
+from countvi.batch import RNA, Batch, CountBlock, Design
 from countvi.data import BATCH_COLUMN
 from countvi.errors import DataError, DataWarning, MismatchError, NotTrainedError, shorten
 from countvi.estimators._build_destvi import (
@@ -23,8 +23,8 @@ from countvi.estimators._build_destvi import (
     with_noise,
 )
 from countvi.estimators._feed import DatasetFeed
-from countvi.nn.mixture import least_squares_abundances
-from countvi.nn.spots import Amortised
+from countvi.nn.mixture import least_squares_abundances, mixture_abundances
+from countvi.nn.spots import LEAST_ABUNDANCE, Amortised
 from countvi.train import regress
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 _SPOTS = 4096
 # A gene that the slide lacks throughout still has some noise.
 _LEAST_NOISE = 1e-6
+# Of the counts of a spot, for each type; and the steps after which the types that vanish are gone.
+_LIFT = 0.02
+_STEPS = 200
 
 
 class Teaching(NamedTuple):
@@ -149,11 +152,13 @@ def given_abundances(given: pd.DataFrame | np.ndarray, spots: pd.Index, types: t
 
 
 @torch.no_grad()
-def start_of(data: data_layer.Dataset, reference: Reference, given: np.ndarray | None) -> SpotStart:
+def start_of(
+    data: data_layer.Dataset, reference: Reference, given: np.ndarray | None, sparsity: float = 0.0
+) -> SpotStart:
     """Choose where the parameters of spots start.
 
-    Abundances start at non-negative least squares on what the types express in the mean of the prior of their states,
-    or where the user says; noise at the mean of the slide.
+    Abundances start at a sparse mixture of what the types express on average over the prior of their states, or where
+    the user says; noise at the mean of the slide.
 
     Parameters
     ----------
@@ -162,7 +167,10 @@ def start_of(data: data_layer.Dataset, reference: Reference, given: np.ndarray |
     reference
         What is known of the types.
     given
-        Proportions to start from, shape ``(spots, types)``.
+        Proportions to start from, shape ``(spots, types)``; those at zero start a little above, from where they can
+        rise.
+    sparsity
+        Counts that a type must explain to be in a spot.
     """
     profiles = type_profiles(reference)
     totals = torch.zeros(profiles.shape[1], dtype=torch.float64)
@@ -173,10 +181,20 @@ def start_of(data: data_layer.Dataset, reference: Reference, given: np.ndarray |
         totals.index_add_(0, counts.columns, counts.values.double())
         if given is None:
             depth = counts.totals().clamp(min=1.0)
-            parts.append(least_squares_abundances(counts, profiles) / depth.unsqueeze(-1))
-    abundance = torch.cat(parts) if given is None else torch.from_numpy(given).float()
+            parts.append(_mixture(counts, profiles, sparsity) / depth.unsqueeze(-1))
+    abundance = torch.cat(parts) if given is None else torch.from_numpy(given).float().clamp(min=LEAST_ABUNDANCE)
     noise = totals.float() / totals.sum().clamp(min=1.0) / reference.p_logits.exp()
     return SpotStart(abundance, noise.clamp(min=_LEAST_NOISE))
+
+
+def _mixture(counts: CountBlock, profiles: Tensor, sparsity: float) -> Tensor:
+    """Counts of each type in each spot, shape ``(spots, types)``; no spot is without types."""
+    least = least_squares_abundances(counts, profiles)
+    # A type that least squares puts at zero may come back.
+    lifted = least + _LIFT * counts.totals().clamp(min=1.0).unsqueeze(-1)
+    fitted = mixture_abundances(counts, profiles, lifted, sparsity=sparsity, n_steps=_STEPS)
+    # So few counts that the penalty outweighs them all.
+    return torch.where(fitted.sum(-1, keepdim=True) > 0, fitted, lifted)
 
 
 def type_profiles(reference: Reference) -> Tensor:

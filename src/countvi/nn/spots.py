@@ -15,6 +15,8 @@ from countvi.nn.mlp import Mlp, MlpConfig
 
 # Small enough that spots start alike, and large enough that they can part.
 _WEIGHT_SCALE = 0.1
+LEAST_ABUNDANCE = 1e-3
+"""In shares of the library: below it a type may as well be absent."""
 
 
 class PerSpot(nn.Module):
@@ -117,10 +119,14 @@ class AbundancePrior:
         Nats per unit of the mean abundance, noise included.
     entropy
         Nats per nat of the entropy of the proportions: above zero, few types per spot are preferred.
+    sparsity
+        k of a heavy-tailed (Lomax) density proportional to ``(1 + value / LEAST_ABUNDANCE) ** -k`` for each type: it
+        takes about k counts from each, so that small ones vanish and large ones are left alone.
     """
 
     l1: float = 0.0
     entropy: float = 0.0
+    sparsity: float = 0.0
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density up to a constant of abundances ``(*samples, spots, types + 1)``, shape ``(*samples, spots)``."""
@@ -130,5 +136,9 @@ class AbundancePrior:
         if self.entropy:
             types = value[..., :-1]
             proportions = types / types.sum(-1, keepdim=True)
+            # A type that is absent has no slope here, rather than an infinite one.
+            proportions = proportions.clamp(min=torch.finfo(value.dtype).tiny)
             density = density - self.entropy * torch.special.entr(proportions).sum(-1)
+        if self.sparsity:
+            density = density - self.sparsity * torch.log1p(value[..., :-1] / LEAST_ABUNDANCE).sum(-1)
         return density

@@ -1,0 +1,193 @@
+"""Cell types of spots: quality beside least squares and scvi-tools, a training step, and what a large slide takes.
+
+The last scvi-tools whose DestVI is the published model is 1.4.0, which needs an interpreter of its own, with jax:
+COUNTVI_SCVI_TOOLS_140 names it. Without, there are no figures of it. Expect, on two cores, one to three hours for the
+quality with scvi-tools, most of it its own default epochs, and some twenty minutes without; some minutes for the step,
+and half an hour for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import datasets
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import spots
+from measure import HERE, METHODS, Comparison, Settings, in_subprocess, peak_memory, seconds
+from scipy.stats import rankdata, spearmanr
+
+BATCH = 128
+_PEER = "COUNTVI_SCVI_TOOLS_140"
+_SLIDES = {
+    "pbmc3k, types alike": ("pbmc3k", False),
+    "pbmc3k, rare and dominant types": ("pbmc3k", True),
+    "kang": ("kang", True),
+    "pdac": ("pdac", True),
+}
+
+
+@dataclass(frozen=True)
+class _Epochs:
+    """Of both models, defaults where ``None``; and how many of the second come before the clock starts."""
+
+    reference: int | None = None
+    slide: int | None = None
+    uncounted: int = 0
+
+
+def quality(settings: Settings) -> list[Comparison]:
+    """Proportions in sums of real cells against the truth: least squares, ours, and scvi-tools 1.4.0 where it is."""
+    rows = []
+    n_genes, n_spots = settings.pick((1_000, 600), (100, 40))
+    epochs = settings.pick(_Epochs(), _Epochs(2, 2))
+    for title, (name, uneven) in _SLIDES.items():
+        if name not in datasets.available():
+            continue
+        notes = f"{n_genes:,} genes, {n_spots} spots of 2 to 10 cells; proportions against shares of the RNA"
+        methods = [
+            Comparison(title, "s", notes=notes, other=METHODS, method=method)
+            for method in ("least squares on mean expression", "countvi", "scvi-tools 1.4.0")
+        ]
+        for seed in settings.seeds or settings.pick((0, 1), (0,)):
+            slide = spots.mixed(name, n_genes=n_genes, n_spots=n_spots, uneven=uneven, seed=seed)
+            found = [_least_squares(slide), _ours(slide, epochs, seed)]
+            found += [_theirs(slide, epochs, seed)] if _PEER in os.environ else []
+            for row, (took, proportions) in zip(methods, found, strict=False):
+                row.ours.append(sum(took))
+                for score, value in scores(proportions, slide.truth).items():
+                    row.scores_ours.setdefault(score, []).append(value)
+        rows += [row for row in methods if row.ours]
+    return rows
+
+
+def step(settings: Settings) -> list[Comparison]:
+    """Wall time of a training step of the spatial model, as a user gets it from ``train``."""
+    n_spots, n_genes, n_types = settings.pick((2_048, 2_000, 12), (256, 100, 3))
+    slide = simulated(n_spots, n_genes, n_types)
+    row = Comparison(
+        f"training step of DestVI, {n_types} types, {n_genes:,} genes, batch {BATCH}", "ms", other="scvi-tools 1.4.0"
+    )
+    n_steps = -(-n_spots // BATCH)
+    epochs = _Epochs(1, settings.pick(10, 2), uncounted=1)
+    for _ in range(settings.repeats):
+        row.ours.append(1e3 * _ours(slide, epochs, 0)[0][1] / (epochs.slide or 1) / n_steps)
+        if _PEER in os.environ:
+            row.theirs.append(1e3 * _theirs(slide, epochs, 0)[0][1] / (epochs.slide or 1) / n_steps)
+    return [row]
+
+
+def whole(settings: Settings) -> list[Comparison]:
+    """A reference and a slide of 2,000 spots from end to end, and the peak memory of 100,000 spots."""
+    n_spots, n_genes, n_types = settings.pick((2_000, 2_000, 12), (100, 100, 3))
+    slide = simulated(n_spots, n_genes, n_types)
+    notes = f"{slide.reference.n_obs:,} cells, {n_types} types, {n_genes:,} genes, defaults; scvi-tools was not run"
+    epochs = settings.pick(_Epochs(), _Epochs(1, 1))
+    time = Comparison(f"reference and {n_spots:,} spots, end to end", "s", notes=notes)
+    time.ours += [sum(_ours(slide, epochs, seed)[0]) for seed in range(settings.pick(3, 1))]
+    n_spots = settings.pick(100_000, 300)
+    code = f"from parts.deconvolution import large; print(*large({n_spots}, {n_genes}, {n_types}))"
+    took, peak = map(float, in_subprocess(code).split())
+    notes = "simulation, 1 epoch of the reference and 2 of the slide, proportions"
+    memory = Comparison(f"peak memory of {n_spots:,} spots x {n_genes:,} genes", "GB", [peak], notes=notes)
+    return [time, memory, Comparison(f"2 epochs of {n_spots:,} spots, with the start", "s", [took])]
+
+
+def large(n_spots: int, n_genes: int, n_types: int) -> tuple[float, float]:
+    """Train on a large slide; return the seconds of the spatial model and the peak memory of the process in GB."""
+    took, _ = _ours(simulated(n_spots, n_genes, n_types), _Epochs(1, 2), 0)
+    return took[1], peak_memory()
+
+
+def simulated(n_spots: int, n_genes: int, n_types: int) -> spots.Slide:
+    """Sum ten simulated cells in each spot; the cells are the reference too."""
+    cells = datasets.simulate(2_000, n_genes, density=0.1, n_types=n_types)
+    rng = np.random.default_rng(0)
+    rows, columns = np.repeat(np.arange(n_spots), 10), rng.integers(cells.n_obs, size=10 * n_spots)
+    members = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (n_spots, cells.n_obs))
+    names = pd.DataFrame(index=[f"s{i}" for i in range(n_spots)])
+    slide = anndata.AnnData(sp.csr_matrix(members @ cells.X), obs=names, var=cells.var.copy())
+    return spots.Slide(cells, slide, spots.Truth(pd.DataFrame(), pd.DataFrame(), {}, {}))
+
+
+def scores(proportions: pd.DataFrame, truth: spots.Truth) -> dict[str, float]:
+    """Compare proportions with shares of the RNA, over all spots and types, and with what is present."""
+    found = proportions[truth.rna.columns].to_numpy(dtype=float)
+    shares, present = truth.rna.to_numpy(), truth.cells.to_numpy() > 0
+    areas = [
+        _auroc(found[:, c], present[:, c]) for c in range(found.shape[1]) if 0 < present[:, c].sum() < len(present)
+    ]
+    return {
+        "Spearman": float(spearmanr(found.ravel(), shares.ravel())[0]),
+        "RMSE": float(np.sqrt(np.mean((found - shares) ** 2))),
+        "AUROC of presence, mean over types": float(np.mean(areas)),
+    }
+
+
+def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    ranks, n = rankdata(score), int(positive.sum())
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)))
+
+
+def _least_squares(slide: spots.Slide) -> tuple[list[float], pd.DataFrame]:
+    import torch
+
+    from countvi.batch import CountBlock
+    from countvi.nn.mixture import least_squares_abundances
+
+    types = slide.truth.rna.columns
+    kinds = slide.reference.obs["cell_type"].astype(str).to_numpy()
+    mean = np.stack([np.asarray(slide.reference.X[kinds == kind].mean(0)).ravel() for kind in types])
+    profiles = torch.from_numpy(mean / mean.sum(1, keepdims=True)).float()
+    counts = CountBlock.from_dense(torch.from_numpy(slide.spots.X.toarray()))
+    found: list[Any] = []
+    took = seconds(lambda: found.append(least_squares_abundances(counts, profiles).numpy()))
+    return [took], pd.DataFrame(found[0] / np.maximum(found[0].sum(1, keepdims=True), 1e-12), columns=types)
+
+
+def _ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:
+    import countvi
+
+    quiet = {"enable_progress_bar": False}
+    countvi.CondSCVI.setup_anndata(slide.reference, labels_key="cell_type")
+    reference = countvi.CondSCVI(slide.reference, seed=seed)
+    took = [seconds(lambda: reference.train(epochs.reference, **quiet))]
+    countvi.DestVI.setup_anndata(slide.spots)
+    models: list[countvi.DestVI] = []
+    start = seconds(lambda: models.append(countvi.DestVI.from_rna_model(slide.spots, reference, seed=seed)))
+    if epochs.uncounted:
+        models[0].train(epochs.uncounted, **quiet)
+        start = 0.0
+    took.append(start + seconds(lambda: models[0].train(epochs.slide, **quiet)))
+    return took, models[0].get_proportions()
+
+
+def _theirs(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:
+    import torch
+
+    job = {
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "reference_epochs": epochs.reference,
+        "slide_epochs": epochs.slide,
+        "uncounted_epochs": epochs.uncounted,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        slide.reference.write_h5ad(Path(folder) / "reference.h5ad")
+        slide.spots.write_h5ad(Path(folder) / "slide.h5ad")
+        (Path(folder) / "job.json").write_text(json.dumps(job))
+        subprocess.run([os.environ[_PEER], str(HERE / "destvi_peer.py"), folder], check=True, stdout=subprocess.DEVNULL)
+        told = json.loads((Path(folder) / "seconds.json").read_text())
+        if epochs.slide is None and told["epochs"] < 100:
+            message = f"scvi-tools stopped after {told['epochs']} epochs. Install jax beside it."
+            raise RuntimeError(message)
+        found = pd.read_csv(Path(folder) / "proportions.csv", index_col=0)
+    return [told["reference"], told["slide"]], found
