@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from scipy.stats import mannwhitneyu
 
 import countvi
-from countvi.errors import MismatchError, OptionError, UnknownNameError
+from countvi.errors import DataError, MismatchError, OptionError, UnknownNameError
 
 TYPES = ("a", "b", "c")
 
@@ -132,3 +132,11 @@ def test_requests_that_cannot_be_met_say_why(fitted) -> None:
     countvi.CondSCVI.setup_anndata(other, labels_key="cell_type")
     with pytest.raises(MismatchError, match="other cell types"):
         model.get_presence(countvi.CondSCVI(other))
+
+
+def test_a_type_that_no_spot_has_is_named(fitted, monkeypatch) -> None:
+    _, model, _, _, _ = fitted
+    proportions = model.get_proportions().assign(a=0.0)
+    monkeypatch.setattr(model, "get_proportions", lambda: proportions)
+    with pytest.raises(DataError, match="No spot has any 'a'"):
+        model.get_state_axes("a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _SPATIAL = "spatial"
 _COLUMNS = 4
+# Letters of a line that are as wide as a map.
+_TITLE = 28
 _TOP_GENES = 50
 _TYPES_PER_GENE = 3
 _WRITTEN = ("reference", "slide")
@@ -106,7 +109,8 @@ def _write_tables(found: Deconvolution, out: Path) -> list[tuple[str, str]]:
 def _write_axes(found: Deconvolution, out: Path) -> list[tuple[str, str]]:
     import pandas as pd
 
-    axes = {name: found.model.get_state_axes(name) for name in found.model.cell_types}
+    there = found.proportions.columns[(found.proportions > 0).any()]
+    axes = {name: found.model.get_state_axes(name) for name in there}
     summary = pd.concat({name: part.summary for name, part in axes.items()}, names=["type", "axis"])
     summary.to_csv(out / "axes.csv")
     genes = {name: part.genes.groupby("axis").head(_TOP_GENES) for name, part in axes.items()}
@@ -156,7 +160,7 @@ def _page(panels: list[tuple[str, pd.Series]], places: np.ndarray) -> Figure:
     FigureCanvasAgg(figure)  # no window system, so that it works on a server
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for ax, (title, values) in zip(axes, panels, strict=False):
-        plot.spatial(values, places, ax, title=title)
+        plot.spatial(values, places, ax, title=textwrap.fill(title, _TITLE))
     for ax in axes[len(panels) :]:
         ax.axis("off")
     return figure

@@ -14,7 +14,7 @@ import torch
 from countvi import query, seeding
 from countvi.batch import RNA
 from countvi.data.registry import LABELS_COLUMN
-from countvi.errors import MismatchError, OptionError, UnknownNameError, did_you_mean, shorten
+from countvi.errors import DataError, MismatchError, OptionError, UnknownNameError, did_you_mean, shorten
 from countvi.estimators import _modality, _training
 from countvi.estimators._spots import SpotEstimator
 
@@ -164,6 +164,11 @@ class SpotAnalysis(SpotEstimator, ABC):
             Where the slide's ``obsm`` has the places of spots.
         n_neighbors
             Neighbours of a spot.
+
+        Raises
+        ------
+        DataError
+            If no spot has the type.
         """
         _training.check_size("n_neighbors", n_neighbors)
         code, adata = self._type(label), self._slide()
@@ -171,6 +176,9 @@ class SpotAnalysis(SpotEstimator, ABC):
             message = f"spatial_key: there is no obsm[{spatial_key!r}].{did_you_mean(spatial_key, adata.obsm)}"
             raise UnknownNameError(message)
         weight = self.get_proportions()[label].to_numpy(dtype=np.float64)
+        if not weight.any():
+            message = f"No spot has any {label!r}, so that its states vary nowhere. get_proportions() has the types found."
+            raise DataError(message)
         cells = self._cells(None, None, None)
         gamma = query.type_states(self.module, cells)[:, code]
         found = query.spatial_axes(gamma, weight, np.asarray(adata.obsm[spatial_key], dtype=np.float64), n_neighbors)
