@@ -123,7 +123,7 @@ def test_requests_that_cannot_be_met_say_why(fitted) -> None:
     with pytest.raises(UnknownNameError, match="it has 'left', 'right'"):
         model.differential_expression("a", "side", "top")
     with pytest.raises(OptionError, match="Lower min_proportion"):
-        model.differential_expression("a", "side", "left", min_proportion=0.999)
+        model.differential_expression("a", "side", "left", min_proportion=1.001)
     with pytest.raises(OptionError, match="in both"):
         model.adata.obs["all"] = "one"
         model.differential_expression("a", "side", "left", sample_key="all")

@@ -23,9 +23,9 @@ def test_scale_does_not_matter_and_a_constant_is_its_own_threshold() -> None:
     np.testing.assert_allclose(proportion_thresholds(np.full((5, 1), 0.3)), 0.3)
 
 
-def test_spots_without_the_type_do_not_move_the_cut() -> None:
+def test_exact_zeros_are_below_the_cut() -> None:
     rng = np.random.default_rng(2)
-    values = np.concatenate([rng.uniform(0.01, 0.02, 50), rng.uniform(0.2, 0.4, 50)])[:, None]
-    sparse = np.concatenate([values, np.zeros((300, 1))])
-    np.testing.assert_array_equal(proportion_thresholds(sparse), proportion_thresholds(values))
-    assert 0 < proportion_thresholds(np.zeros((5, 1)))[0] < 1e-3
+    there = rng.uniform(0.1, 0.6, (80, 1))
+    cut = proportion_thresholds(np.concatenate([there, np.zeros((50, 1))]))[0]
+    assert 0 < cut < there.min()
+    assert 0 < proportion_thresholds(np.zeros((5, 1)))[0] < 0.01

@@ -177,7 +177,7 @@ class SpotAnalysis(SpotEstimator, ABC):
             raise UnknownNameError(message)
         weight = self.get_proportions()[label].to_numpy(dtype=np.float64)
         if not weight.any():
-            message = f"No spot has any {label!r}, so that its states vary nowhere. get_proportions() has the types found."
+            message = f"No spot has any {label!r}, so that its states vary nowhere. See get_proportions()."
             raise DataError(message)
         cells = self._cells(None, None, None)
         gamma = query.type_states(self.module, cells)[:, code]

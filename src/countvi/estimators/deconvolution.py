@@ -150,7 +150,7 @@ def _with_informative_genes(reference: AnnData, slide: AnnData, layer: str | Non
 def _excess_of_variance(counts: sp.csr_matrix) -> np.ndarray:
     """Variance over mean of counts scaled to one depth, less one, times the logarithm of one and the mean."""
     totals = np.asarray(counts.sum(1)).ravel()
-    scaled = sp.diags(np.median(totals) / np.maximum(totals, 1.0)) @ counts
+    scaled: Any = sp.diags(np.median(totals) / np.maximum(totals, 1.0)) @ counts
     mean = np.asarray(scaled.mean(0)).ravel()
     square = np.asarray(scaled.multiply(scaled).mean(0)).ravel()
     return ((square - mean**2) / np.maximum(mean, 1e-12) - 1.0) * np.log1p(mean)

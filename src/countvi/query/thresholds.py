@@ -6,13 +6,11 @@ import numpy as np
 
 _N_BINS = 256
 # Below this a proportion is as good as zero.
-_LEAST = 1e-4
+_LEAST = 1e-3
 
 
 def proportion_thresholds(proportions: np.ndarray) -> np.ndarray:
     """Cut the proportions of each type in two, such that the logarithms within each part differ least (Otsu 1979).
-
-    Spots without the type have no part in it: they are below any cut.
 
     Parameters
     ----------
@@ -24,12 +22,10 @@ def proportion_thresholds(proportions: np.ndarray) -> np.ndarray:
     ndarray
         A proportion for each type, shape ``(types,)``.
     """
-    return np.array([_otsu(np.log(np.maximum(column[column > 0], _LEAST))) for column in proportions.T])
+    return np.array([_otsu(np.log(np.maximum(column, _LEAST))) for column in proportions.T])
 
 
 def _otsu(logs: np.ndarray) -> float:
-    if not len(logs):
-        return _LEAST
     if np.ptp(logs) == 0:
         return float(np.exp(logs[0]))
     counts, edges = np.histogram(logs, _N_BINS)
