@@ -347,7 +347,7 @@ def _destvi(options: dict[str, Any], keys: tuple[str, ...] = ("labels_key",)) ->
         build=partial(_build_destvi, options, keys),
         n_parameters=n,
         batch_matters=False,
-        not_drawn=frozenset({"log_alpha", "eta", "table"}),
+        not_drawn=frozenset({"log_alpha", "eta", "table", "infer_gamma.out.bias"}),
     )
 
 
@@ -395,7 +395,9 @@ def _totalvi(options: dict[str, Any], keys: dict[str, Any], gaps: bool) -> Row:
         build=lambda seed: cite.build(cells(), options, keys, gaps, seed),
         n_parameters=cite.count(N_GENES, levels, options, keys, n_labels),
         batch_matters="batch_key" in keys,
-        not_drawn=frozenset({"prior.loc", "prior.log_scale", "log_efficiency"}),
+        not_drawn=frozenset(
+            {"prior.loc", "prior.log_scale", "log_efficiency", "protein.loc.bias", "protein.scale.bias"}
+        ),
     )
 
 

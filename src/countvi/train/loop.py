@@ -192,6 +192,7 @@ class _Run:
             "model": signature(self.model),
         }
 
+    @torch.enable_grad()  # training works inside a caller's no_grad too
     def run(self) -> FitResult:
         progress = Progress(model=self.model, max_epochs=self.config.max_epochs, epochs_done=self.state.epochs_done)
         self._warn_about_warmup()

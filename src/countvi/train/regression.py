@@ -19,6 +19,7 @@ _PEAK = 1e-2
 _DROPOUT = 4
 
 
+@torch.enable_grad()
 def regress(network: nn.Module, predict: Callable[[Batch], Tensor], target: Tensor, feed: Feed, seed: int) -> None:
     """Fit a network to numbers of the training cells by least squares, in place.
 
