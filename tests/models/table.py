@@ -386,6 +386,9 @@ _TOTALVI = [
 ]
 
 
+_STARTED_FROM_COUNTS = {f"protein.{head}.bias" for head in ("loc", "scale", "alpha", "pi")}
+
+
 def _totalvi(options: dict[str, Any], keys: dict[str, Any], gaps: bool) -> Row:
     words = [str(v) if isinstance(v, str) else f"{k}={v}" for k, v in options.items()]
     levels = [N_BATCHES if "batch_key" in keys else 1] + [N_DONORS] * len(keys.get("categorical_covariate_keys", ()))
@@ -395,9 +398,7 @@ def _totalvi(options: dict[str, Any], keys: dict[str, Any], gaps: bool) -> Row:
         build=lambda seed: cite.build(cells(), options, keys, gaps, seed),
         n_parameters=cite.count(N_GENES, levels, options, keys, n_labels),
         batch_matters="batch_key" in keys,
-        not_drawn=frozenset(
-            {"prior.loc", "prior.log_scale", "log_efficiency", "protein.loc.bias", "protein.scale.bias"}
-        ),
+        not_drawn=frozenset({"prior.loc", "prior.log_scale", "log_efficiency", *_STARTED_FROM_COUNTS}),
     )
 
 
