@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def run(asked: Request) -> str:
             files += _write_axes(found, asked.out)
             files += _draw(found, np.asarray(slide.obsm[_SPATIAL], dtype=float)[:, :2], asked)
     width = max(len(name) for name, _ in files)
-    most = found.proportions.mean().sort_values(ascending=False)
+    most = cast("pd.Series", found.proportions.mean()).sort_values(ascending=False)
     lines = [
         f"{len(found.proportions):,} spots, {len(most)} types; most frequent: "
         + ", ".join(f"{name} ({share:.0%})" for name, share in most.iloc[:3].items()),
@@ -123,7 +124,7 @@ def _write_axes(found: Deconvolution, out: Path) -> list[tuple[str, str]]:
 
 def _draw(found: Deconvolution, places: np.ndarray, asked: Request) -> list[tuple[str, str]]:
     called = found.presence.called(asked.fdr)
-    maps = [
+    maps: list[tuple[str, str, Sequence[tuple[Any, Any]]]] = [
         ("proportions.png", "maps of the proportions", list(found.proportions.items())),
         ("presence.png", f"spots where a type is present, false discovery rate {asked.fdr:g}", list(called.items())),
     ]
