@@ -49,17 +49,17 @@ def test_epochs_of_scvi_tools(n_cells, expected):
 @pytest.mark.parametrize(
     ("n_cells", "n_steps", "expected"),
     [
-        (2000, 15, 40),
+        (2000, 15, 48),
         (2000, 6, 100),
         (2000, 5, 100),
         (2000, 1000, 3),
-        (64_000, 500, 10),
-        (2 * 10**6, 15_000, 3),
-        (1, 1, 7),
+        (64_000, 500, 12),
+        (2 * 10**6, 15_000, 4),
+        (1, 1, 8),
     ],
 )
 def test_default_epochs(n_cells, n_steps, expected):
-    """600 steps for 2,000 cells, and eight times as many for 32 times as many cells: 32 ** 0.6 is 8."""
+    """720 steps for 2,000 cells, and eight times as many for 32 times as many cells: 32 ** 0.6 is 8."""
     assert default_max_epochs(n_cells, n_steps, TrainingPlan()) == expected
 
 

@@ -187,7 +187,7 @@ ScalingModality = Annotated[
 MaxEpochs = Annotated[
     int | None,
     typer.Option(
-        help="Passes over the training cells (default: by their number; 40 for 2,000 cells, 4 for a million).",
+        help="Passes over the training cells (default: by their number; 48 for 2,000 cells, 5 for a million).",
         rich_help_panel=_TRAINING,
     ),
 ]

@@ -100,7 +100,7 @@ class RegularizedEstimator(ComparedEstimator, ABC):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default fewer the more cells there are: 40 for 2,000, 4 for a million
+            Passes over the training cells; by default fewer the more cells there are: 48 for 2,000, 5 for a million
             (:func:`countvi.train.default_max_epochs`).
         early_stopping_min_delta
             Smallest improvement of the monitored metric that counts; by default the number of features, of all

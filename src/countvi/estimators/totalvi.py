@@ -326,7 +326,7 @@ class TOTALVI(ProteinEstimator):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default fewer the more cells there are: 40 for 2,000, 4 for a million
+            Passes over the training cells; by default fewer the more cells there are: 48 for 2,000, 5 for a million
             (:func:`countvi.train.default_max_epochs`).
         lr
             Peak learning rate; the same as ``plan_kwargs={"lr": ...}``.

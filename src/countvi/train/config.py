@@ -22,7 +22,7 @@ _SCHEDULES: dict[str, type[Schedule]] = {"one-cycle": OneCycle, "constant": Cons
 _DEFAULT_LR = {"one-cycle": 2e-2, "constant": 1e-3}
 
 # More cells are worth more steps, but fewer passes over each; docs/training.md says how this was found.
-_TARGET_STEPS, _TARGET_CELLS, _TARGET_POWER = 600, 2_000, 0.6
+_TARGET_STEPS, _TARGET_CELLS, _TARGET_POWER = 720, 2_000, 0.6
 _MIN_EPOCHS = 3
 _MAX_EPOCHS = 100
 
@@ -194,8 +194,8 @@ def scvi_tools_plan() -> dict[str, Any]:
 def default_max_epochs(n_cells: int, n_steps_per_epoch: int, plan: TrainingPlan) -> int:
     """Epochs when the user names none.
 
-    With the one-cycle schedule, what takes about ``600 * (n_cells / 2_000) ** 0.6`` steps, within 3 to 100 epochs: 40
-    epochs of 2,000 cells, 12 of 50,000, 4 of a million. With a constant rate, the rule of scvi-tools:
+    With the one-cycle schedule, what takes about ``720 * (n_cells / 2_000) ** 0.6`` steps, within 3 to 100 epochs: 48
+    epochs of 2,000 cells, 15 of 50,000, 5 of a million. With a constant rate, the rule of scvi-tools:
     ``min(round(20_000 / n_cells * 400), 400)``.
     """
     if plan.schedule == "constant":
