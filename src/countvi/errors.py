@@ -96,7 +96,9 @@ def did_you_mean(name: object, candidates: Iterable[object], limit: int = 3) -> 
 
 
 def shorten(names: Sequence[object], limit: int = 5) -> str:
-    """Join names for a message: the first few, then how many more."""
+    """Join names for a message: the first few, then how many more; "nothing" where there are none."""
+    if not len(names):
+        return "nothing"
     shown = ", ".join(repr(str(n)) for n in names[:limit])
     rest = len(names) - limit
     return f"{shown} and {rest:,} more" if rest > 0 else shown
