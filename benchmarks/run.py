@@ -19,6 +19,7 @@ from measure import Comparison, Settings, spread, write
 from parts import (
     ambient,
     breakdown,
+    cuda,
     deconvolution,
     differential,
     kernels,
@@ -37,6 +38,7 @@ from parts import (
 PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "step": step.measure,
     "breakdown": breakdown.measure,
+    "cuda": cuda.measure,
     "kernels": kernels.measure,
     "readouts": readouts.measure,
     "differential": differential.measure,

@@ -12,9 +12,18 @@ import numpy as np
 
 
 class Side(ABC):
-    """One library."""
+    """One library.
+
+    Parameters
+    ----------
+    accelerator
+        Where it trains.
+    """
 
     name: str
+
+    def __init__(self, accelerator: str = "cpu") -> None:
+        self.accelerator = accelerator
 
     @abstractmethod
     def build(self, adata: anndata.AnnData, seed: int, **options: Any) -> Any:
@@ -73,7 +82,8 @@ class Countvi(Side):
             return countvi.SCVI(adata, seed=seed, **options)
 
     def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
-        model.train(max_epochs, external_indexing=[train, validation], enable_progress_bar=False)
+        where = {"accelerator": self.accelerator, "enable_progress_bar": False}
+        model.train(max_epochs, external_indexing=[train, validation], **where)
 
     def elbo(self, model: Any, rows: np.ndarray) -> float:
         return float(np.mean([model.get_elbo(indices=rows, seed=draw) for draw in range(5)]))
@@ -105,7 +115,8 @@ class ScviTools(Side):
         split = {"external_indexing": [train, validation, rest]}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.train(max_epochs, accelerator="cpu", datasplitter_kwargs=split, enable_progress_bar=False)
+            where = {"accelerator": self.accelerator, "enable_progress_bar": False}
+            model.train(max_epochs, datasplitter_kwargs=split, **where)
 
     def elbo(self, model: Any, rows: np.ndarray) -> float:
         return float(np.mean([float(model.get_elbo(indices=rows)) for _ in range(5)]))

@@ -68,7 +68,7 @@ class Objective:
     n_cells: int
     annealed: frozenset[str]
 
-    def loss(self, elbo: Elbo, kl_weight: float) -> Tensor:
+    def loss(self, elbo: Elbo, kl_weight: float | Tensor) -> Tensor:
         """Negative (annealed) evidence lower bound per cell, a scalar."""
 
         def mean(values: Tensor) -> Tensor:

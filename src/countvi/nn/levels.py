@@ -57,15 +57,23 @@ def combinations(design: Design, factors: Sequence[Factor]) -> Combinations:
     factors
         The covariates; without any, all cells take the only row there is.
     """
-    device = design.codes.device
     starts = list(accumulate((factor.n_levels for factor in factors), initial=0))
     if all(factor.n_levels == 1 for factor in factors):
-        return Combinations(torch.tensor(starts[: max(1, len(factors))], device=device).unsqueeze(1), None)
+        return Combinations(_column(starts[: max(1, len(factors))], design), None)
     strides = list(accumulate((factor.n_levels for factor in factors), lambda a, b: a * b, initial=1))
     assert strides[-1] < 2**62, "so many combinations of covariates cannot be numbered"
     number = sum(design.levels(factor) * stride for factor, stride in zip(factors, strides, strict=False))
     assert isinstance(number, Tensor)
-    found, code = number.unique(return_inverse=True)
+    if design.codes.is_cuda and strides[-1] <= design.n_cells:
+        # To find out which occur, everything would have to wait for the device; those that do not cost little.
+        found, code = torch.arange(strides[-1], device=design.codes.device), number
+    else:
+        found, code = number.unique(return_inverse=True)
     parts = zip(factors, starts, strides, strict=False)
     rows = [start + found.div(stride, rounding_mode="floor") % factor.n_levels for factor, start, stride in parts]
     return Combinations(torch.stack(rows), code)
+
+
+def _column(numbers: Sequence[int], design: Design) -> Tensor:
+    """Return numbers below each other on the device of a design, written there rather than copied to it."""
+    return torch.stack([design.codes.new_full((1,), number) for number in numbers])

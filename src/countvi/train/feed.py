@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from countvi.batch import Batch
+from countvi.train.resident import Resident
 
 
 class Feed(ABC):
@@ -30,6 +32,14 @@ class Feed(ABC):
     @abstractmethod
     def train(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
         """Minibatches of an epoch, each with the rows of its cells."""
+
+    def order(self, epoch: int) -> list[np.ndarray]:
+        """Rows of the minibatches of an epoch, of a feed that :meth:`resident` cells come from."""
+        raise NotImplementedError
+
+    def resident(self, device: torch.device, dtype: torch.dtype, limit: float) -> Resident | None:
+        """All cells on a device, or ``None`` if they take more than ``limit`` bytes there, or are not in memory."""
+        return None
 
     @abstractmethod
     def validation(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:

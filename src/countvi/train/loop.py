@@ -25,10 +25,12 @@ from countvi.train.callbacks import Callback, Progress
 from countvi.train.checkpoint import RunState, read_checkpoint, signature, under, write_checkpoint
 from countvi.train.companion import Companion
 from countvi.train.config import LoopConfig
+from countvi.train.descent import Cells, Descent
 from countvi.train.feed import Feed
 from countvi.train.guard import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_offender
 from countvi.train.history import Row, Tally, row_of, sums_of
 from countvi.train.layout import InOnePiece
+from countvi.train.recorded import Machinery, RecordedSteps, Timetable
 from countvi.train.schedules import Plateau, Stopper
 from countvi.train.update import FusedUpdate
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+RESIDENT_SHARE = 0.5
+"""Share of a GPU's free memory that the cells of a run may take."""
 # Streams of the seed: noise of the latent variables and dropout in training, noise in validation.
 _NOISE, _DROPOUT, _VALIDATION = 1, 2, 3
 
@@ -92,31 +96,6 @@ def fit(
     return _Run(fabric, model, feed, config, callbacks if fabric.is_global_zero else (), companions).run()
 
 
-class _Cells:
-    """Arguments of a step. Fabric takes collections apart to look for tensors; this object it passes on untouched."""
-
-    def __init__(self, batch: Batch, noise: torch.Generator, kl_weight: float) -> None:
-        self.batch, self.noise, self.kl_weight = batch, noise, kl_weight
-
-
-class _Step(nn.Module):
-    """The loss of a minibatch as a module: what Fabric wraps for mixed precision and several processes."""
-
-    def __init__(self, model: CountModel, objective: Objective, companions: Sequence[Companion]) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-        self.companions = tuple(companions)
-
-    def forward(self, cells: _Cells) -> tuple[Tensor, tuple[tuple[str, ...], Tensor]]:
-        """Return the loss, and sums over cells for the history."""
-        elbo = self.model.elbo(cells.batch, cells.noise)
-        loss = self.objective.loss(elbo, cells.kl_weight)
-        for companion in self.companions:
-            loss = loss + companion.penalty(elbo, cells.batch, cells.kl_weight)
-        return loss, sums_of(elbo)
-
-
 class _Run:
     """State of one call of :func:`fit`."""
 
@@ -143,20 +122,33 @@ class _Run:
             eps=self.plan.eps,
             weight_decay=self.plan.weight_decay,
             fused=fabric.device.type in ("cpu", "cuda"),
+            capturable=fabric.device.type == "cuda",
         )
         for companion in companions:
             companion.begin(fabric.device, self.dtype)
         objective = Objective(n_cells=feed.n_train, annealed=model.annealed)
-        self.descent = self._wrap(_Step(model, objective, companions))
-        alone_on_cpu = isinstance(self.descent, _Step) and fabric.device.type == "cpu"
+        self.descent = self._wrap(Descent(model, objective, companions))
+        alone_on_cpu = isinstance(self.descent, Descent) and fabric.device.type == "cpu"
         self.update = FusedUpdate(self.optimizer) if alone_on_cpu else self.optimizer.step
         self.n_steps = feed.n_steps(self.world)
         total = self.n_steps * config.max_epochs
         self.learning_rate = self.plan.learning_rate(total)
         self.kl_weight = self.plan.kl_weight(total, self.n_steps, restarted=config.first_epoch > 0)
         self.state = self._start()
+        self.recorded = self._record()
 
-    def _wrap(self, step: _Step) -> nn.Module:
+    def _record(self) -> RecordedSteps | None:
+        """Prepare steps on a GPU that nothing is read back from, where all cells fit there; else ``None``."""
+        device = self.fabric.device
+        if device.type != "cuda" or not isinstance(self.descent, Descent) or self.companions:
+            return None
+        resident = self.feed.resident(device, self.dtype, RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])
+        if resident is None:
+            return None
+        machinery = Machinery(self.descent, self.parameters, self.optimizer, self.plan.gradient_clip_val)
+        return RecordedSteps(machinery, resident, device, record=True)
+
+    def _wrap(self, step: Descent) -> nn.Module:
         # On one device in full precision Fabric's wrapper does nothing but cost about 0.2 ms per step.
         if self.world == 1 and self.fabric._precision.precision in ("32-true", "64-true"):
             return step
@@ -220,15 +212,18 @@ class _Run:
         """One pass over the training cells, and validation if due."""
         started = time.perf_counter()
         config, device = self.config, self.fabric.device
-        tally = Tally()
         noise = seeding.generator(config.seed, _NOISE, epoch, self.rank, device=device)
         dropout = seeding.generator(config.seed, _DROPOUT, epoch, self.rank).initial_seed()
         self.descent.train()
         # At every epoch, so that a resumed run goes back to where an uninterrupted one would.
         self.snapshot = Snapshot(self.model, self.optimizer)
         with seeding.forked(dropout, device):
-            for rows, batch in self.feed.train(epoch, self.rank, self.world):
-                self.step(batch.to(device, self.dtype), noise, tally, (epoch, rows))
+            tally = self.replay(epoch, noise)
+        if tally is None:
+            tally = Tally()
+            with seeding.forked(dropout, device):
+                for rows, batch in self.feed.train(epoch, self.rank, self.world):
+                    self.step(batch.to(device, self.dtype), noise, tally, (epoch, rows))
         if not self._all_agree(all_finite(self.model)):
             self.roll_back()
         train = self._means(tally)
@@ -245,10 +240,28 @@ class _Run:
         }
         return row_of(train, validation, extra)
 
+    def replay(self, epoch: int, noise: torch.Generator) -> Tally | None:
+        """Take the steps of an epoch without looking at any; ``None`` if that is not done, or one was not finite.
+
+        In which case all is as before, and from then on every step is looked at.
+        """
+        if self.recorded is None:
+            return None
+        rows = self.feed.order(epoch)
+        steps = range(self.state.steps_done, self.state.steps_done + len(rows))
+        rates, kl_weights = [self._rate(step) for step in steps], [self.kl_weight(step) for step in steps]
+        tally = self.recorded.epoch(Timetable(rows, rates, kl_weights, noise.initial_seed()))
+        if math.isfinite(tally.loss):
+            self.state.steps_done += len(rows)
+            return tally
+        self.recorded = None
+        self.snapshot.restore(self.model, self.optimizer)
+        return None
+
     def step(self, batch: Batch, noise: torch.Generator, tally: Tally, where: tuple[int, object]) -> None:
         """Descend once, or roll back if the loss is not finite."""
         kl_weight = self.kl_weight(self.state.steps_done)
-        loss, sums = self.descent(_Cells(batch, noise, kl_weight))
+        loss, sums = self.descent(Cells(batch, noise, kl_weight))
         value = float(loss.detach())
         self.parameters.clear_gradients()
         finite = self._all_agree(math.isfinite(value))
@@ -260,7 +273,7 @@ class _Run:
                 self.snapshot = Snapshot(self.model, self.optimizer)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(self.state.steps_done)
-            if isinstance(self.descent, _Step):
+            if isinstance(self.descent, Descent):
                 loss.backward()
             else:
                 self.fabric.backward(loss)
