@@ -31,6 +31,7 @@ from parts import (
     readouts,
     regularized,
     regularized_step,
+    schedules,
     step,
     totalvi,
 )
@@ -53,7 +54,9 @@ PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "regularized": regularized.measure,
     "deconvolution-step": deconvolution.step,
     "deconvolution-whole": deconvolution.whole,
+    "deconvolution-paper": deconvolution.paper,
     "deconvolution-quality": deconvolution.quality,
+    "schedules": schedules.measure,
     "totalvi-step": totalvi.step,
     "totalvi-quality": totalvi.quality,
     **{case.name: partial(quality.measure, case) for case in quality.cases()},

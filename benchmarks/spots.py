@@ -163,6 +163,11 @@ def paper_available() -> bool:
     return folder is not None and (Path(folder) / "grtruth_PCA.npz").exists()
 
 
+def paper_is_available() -> bool:
+    """Whether there are the inputs of the paper's simulation: the ``input_data`` of its repository."""
+    return _INPUTS in os.environ
+
+
 def paper(*, step: float = 0.5, n_cells: int = 100, n_reference: int = 20, seed: int = 0) -> Slide:
     r"""Draw the simulation of Lopez et al. (2022), from its description.
 

@@ -13,6 +13,7 @@ import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,54 @@ def quality(settings: Settings) -> list[Comparison]:
                     row.scores_ours.setdefault(score, []).append(value)
         rows += [row for row in methods if row.ours]
     return rows
+
+
+def paper(settings: Settings) -> list[Comparison]:
+    """The simulation of the DestVI paper, by the metrics of its own benchmark."""
+    if not spots.paper_is_available():
+        return []
+    slide_of = settings.pick(partial(spots.paper, step=0.5), partial(spots.paper, step=2.0, n_cells=10, n_reference=5))
+    epochs = settings.pick(_Epochs(), _Epochs(2, 2))
+    rows = [
+        Comparison("simulation of the DestVI paper", "s", other=METHODS, method=method)
+        for method in ("least squares on mean expression", "countvi")
+    ]
+    for seed in settings.seeds or settings.pick((0, 1, 2), (0,)):
+        slide = slide_of(seed=seed)
+        notes = f"{slide.spots.n_obs:,} spots, {slide.reference.n_obs:,} cells, {slide.spots.n_vars:,} genes"
+        (took, proportions), (ours_took, model) = _least_squares(slide), _fit_ours(slide, epochs, seed)
+        for row, seconds_, found in zip(rows, (took, ours_took), (proportions, model.get_proportions()), strict=True):
+            row.notes = notes
+            row.ours.append(sum(seconds_))
+            for score, value in (_by_type(found, slide.truth) | scores(found, slide.truth)).items():
+                row.scores_ours.setdefault(score, []).append(value)
+        rows[1].scores_ours.setdefault("Spearman of expression, mean over genes and types", []).append(
+            _expression(model, slide)
+        )
+    return rows
+
+
+def _by_type(proportions: pd.DataFrame, truth: spots.Truth) -> dict[str, float]:
+    """Correlation over spots with the shares of cells, mean over types: what the paper reports."""
+    found = [spearmanr(proportions[kind], truth.cells[kind])[0] for kind in truth.cells.columns]
+    return {"Spearman over spots, mean over types": float(np.mean(np.nan_to_num(found)))}
+
+
+def _expression(model: Any, slide: spots.Slide) -> float:
+    """Correlation over spots of the expression of their most frequent type, where it has more than 0.4 of the cells.
+
+    Mean over the genes that vary within the type, then over types.
+    """
+    shares = slide.truth.cells.to_numpy()
+    found = []
+    for c, (kind, genes) in enumerate(zip(slide.truth.cells.columns, spots.varying_genes(), strict=True)):
+        rows = np.flatnonzero((shares.argmax(1) == c) & (shares[:, c] > 0.4))
+        if len(rows) < 3:
+            continue
+        scale = np.asarray(model.get_scale_for_ct(kind, indices=rows))[:, genes]
+        true = slide.truth.expression[kind][rows].toarray()[:, genes]
+        found.append(np.mean(np.nan_to_num([spearmanr(a, b)[0] for a, b in zip(scale.T, true.T, strict=True)])))
+    return float(np.mean(found))
 
 
 def step(settings: Settings) -> list[Comparison]:
@@ -154,6 +203,11 @@ def _least_squares(slide: spots.Slide) -> tuple[list[float], pd.DataFrame]:
 
 
 def _ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:
+    took, model = _fit_ours(slide, epochs, seed)
+    return took, model.get_proportions()
+
+
+def _fit_ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], Any]:
     import countvi
 
     quiet = {"enable_progress_bar": False}
@@ -167,7 +221,7 @@ def _ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], 
         models[0].train(epochs.uncounted, **quiet)
         start = 0.0
     took.append(start + seconds(lambda: models[0].train(epochs.slide, **quiet)))
-    return took, models[0].get_proportions()
+    return took, models[0]
 
 
 def _theirs(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:

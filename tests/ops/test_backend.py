@@ -66,4 +66,5 @@ def test_every_operation_with_a_kernel_runs_on_the_backend_in_force(monkeypatch:
         ops.mixed_types_negative_binomial(a[None], Affine(a, a[0]), a[0], a, a[0], a[0], a[0], counts)
         ops.sparse_linear(counts, a, None, False)
         ops.linear(a, a, a[0])
+        ops.fold_changes(a, a, a[0], 0.25)
     assert {name for name, _ in called} == set(cpu.__all__)

@@ -38,16 +38,19 @@ from countvi.ops._networks import (
 )
 from countvi.ops.affine import Affine
 from countvi.ops.link import Link
+from countvi.ops.reference import FoldChanges
 from countvi.ops.rows import Rows
 from countvi.typing import Cells, CellsGenes, CellsHidden
 
 __all__ = [
     "Affine",
+    "FoldChanges",
     "Link",
     "Rows",
     "active_backend",
     "backend",
     "batch_norm_rectify",
+    "fold_changes",
     "gamma_poisson",
     "gamma_poisson_head",
     "linear",
@@ -312,3 +315,31 @@ def non_negative_least_squares(gram: Tensor, cross: Tensor) -> Tensor:
     columns of A of length one.
     """
     return reference.non_negative_least_squares(gram.detach(), cross.detach())
+
+
+def fold_changes(first: Tensor, second: Tensor, pseudocounts: Tensor, delta: float) -> FoldChanges:
+    r"""Log fold changes between pairs of numbers, and what is said of them by column.
+
+    .. math:: e_{pg} = \log_2 \frac{a_{pg} + c_g}{b_{pg} + c_g}
+
+    Parameters
+    ----------
+    first, second
+        a and b, not negative, shape ``(pairs, columns)``; at least one pair.
+    pseudocounts
+        c, at least 1e-12, shape ``(columns,)``.
+    delta
+        What a change must reach to count as one, not negative.
+
+    Returns
+    -------
+    FoldChanges
+        The changes by column, shares of pairs that reach delta, and moments. Not differentiable.
+
+    Notes
+    -----
+    Error in float32: 5e-7 of the larger of 1 and the change; shares count the changes as computed. Sums are made in
+    float64.
+    """
+    chosen = implementation(first, second, pseudocounts)
+    return chosen.fold_changes(first.detach(), second.detach(), pseudocounts.detach(), delta)

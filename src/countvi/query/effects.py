@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from countvi import ops
 from countvi.query.populations import Draws, Workspace, chunks
 
 Effect = Callable[[Any, Any, Any], Any]
@@ -69,6 +70,19 @@ class Pair:
             for draws, places in zip((self.first, self.second), self.places, strict=True)
         )
         return first, second
+
+    def largest(self, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the largest draw of the features in a mask, of others zero; by population, ``(features,)`` each."""
+        found = []
+        for draws, places, mask in zip((self.first, self.second), self.places, masks, strict=True):
+            most = np.zeros(self.n_features, dtype=np.float32)
+            for i, columns in enumerate(chunks(self.n_features)):
+                wanted = np.flatnonzero(mask[columns])
+                if len(wanted):
+                    values = draws.values[i][:, wanted]
+                    most[columns.start + wanted] = (values if places is None else values[places]).max(0)
+            found.append(most)
+        return found
 
     def collect(self, compute: Callable[[slice, Tensor, Tensor], dict[str, Tensor]]) -> Columns:
         """Compute columns of each chunk and put them together, features first."""
@@ -170,7 +184,13 @@ class Change(Hypothesis):
                 pair.collect(lambda at, a, b: {"mean": self._effect(a, b, pseudocounts[at], room).mean(0)})["mean"]
             )
 
+        plain = self.effect is log_fold and self.region is None and self.shrink == 1.0
+        plain = plain and bool((pseudocounts >= _LEAST_PSEUDOCOUNT).all())
+
         def weigh(at: slice, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+            if plain:
+                c = torch.from_numpy(pseudocounts[at]).to(a.dtype)
+                return _in_columns(ops.fold_changes(a, b, c, delta), self.levels)
             effect = self._effect(a, b, pseudocounts[at], room)
             up, down = self._beyond(effect, delta)
             summarised = effect if self.shrink == 1.0 else self._effect(a, b, self.shrink * pseudocounts[at], room)
@@ -228,10 +248,10 @@ class Change(Hypothesis):
         wanted = np.isnan(values)
         if wanted.any():
             masks = [low & wanted for low in pair.low]
-            largest = pair.collect(lambda at, a, b: _largest((a, b), [mask[at] for mask in masks]))
+            largest = pair.largest(masks)
             found = [
                 float(np.quantile(most[low], 0.9)) if low.any() else _LEAST_PSEUDOCOUNT
-                for most, low in zip(largest.values(), masks, strict=True)
+                for most, low in zip(largest, masks, strict=True)
             ]
             value = max(found) / (pair.n_features if self.of_features else 1)
             values[wanted] = max(value, _LEAST_PSEUDOCOUNT)
@@ -303,17 +323,6 @@ def _three_normals(x: np.ndarray, n_steps: int = 200) -> np.ndarray:
     return mean
 
 
-def _largest(draws: Sequence[Tensor], masks: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """Largest expression of the features in a mask, by population; of others nothing."""
-    found = {}
-    for i, (values, mask) in enumerate(zip(draws, masks, strict=True)):
-        most = torch.zeros(values.shape[1])
-        if mask.any():
-            most[torch.from_numpy(mask)] = values[:, torch.from_numpy(mask)].amax(0)
-        found[str(i)] = most
-    return found
-
-
 def _share(mask: Tensor) -> Tensor:
     n = mask.shape[0]
     total = np.add.reduce(mask.numpy().view(np.uint8), axis=0, dtype=np.uint16 if n < 2**16 else np.uint64)
@@ -321,23 +330,42 @@ def _share(mask: Tensor) -> Tensor:
 
 
 def _summary(effect: Tensor, levels: Sequence[float], room: Workspace) -> dict[str, Tensor]:
-    n, n_features = effect.shape
     mean = effect.mean(0)
     deviation = torch.sub(effect, mean, out=room.array("other", *effect.shape))
-    by_feature = room.array("by feature", n_features, n).copy_(effect.T).numpy()
+    return {
+        "lfc_mean": mean,
+        "lfc_std": deviation.square_().mean(0).sqrt_(),
+        **_quantiles(room.array("by feature", *reversed(effect.shape)).copy_(effect.T), levels),
+    }
+
+
+def _in_columns(folds: ops.FoldChanges, levels: Sequence[float]) -> dict[str, Tensor]:
+    return {
+        "up": folds.up,
+        "down": folds.down,
+        "scale1": folds.mean_first,
+        "scale2": folds.mean_second,
+        "lfc_mean": folds.mean,
+        "lfc_std": folds.deviation,
+        **_quantiles(folds.effects, levels),
+    }
+
+
+def _quantiles(effects: Tensor, levels: Sequence[float]) -> dict[str, Tensor]:
+    """Median, extremes and narrowest intervals of effects ``(features, pairs)``, which are put in another order."""
+    by_feature = effects.numpy()
+    n = by_feature.shape[1]
     if levels:
         by_feature.sort(axis=1)
     else:
         # At one place only: at two it takes several times as long.
         by_feature.partition(n // 2, axis=1)
-    upper = by_feature[:, n // 2]
-    lower = by_feature[:, : n // 2].max(axis=1) if n % 2 == 0 else upper
+    below, upper = by_feature[:, : n // 2], by_feature[:, n // 2]
+    lower = below.max(axis=1) if n % 2 == 0 else upper
     found = {
-        "lfc_mean": mean,
         "lfc_median": torch.from_numpy(0.5 * (lower.astype(np.float64) + upper)),
-        "lfc_std": deviation.square_().mean(0).sqrt_(),
-        "lfc_min": effect.amin(0),
-        "lfc_max": effect.amax(0),
+        "lfc_min": torch.from_numpy(below.min(axis=1) if n > 1 else upper.copy()),
+        "lfc_max": torch.from_numpy(by_feature[:, n // 2 :].max(axis=1)),
     }
     for level in levels:
         low_end, high_end = _narrowest(by_feature, level)

@@ -33,9 +33,9 @@ class Feed(ABC):
     def train(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
         """Minibatches of an epoch, each with the rows of its cells."""
 
+    @abstractmethod
     def order(self, epoch: int) -> list[np.ndarray]:
-        """Rows of the minibatches of an epoch, of a feed that :meth:`resident` cells come from."""
-        raise NotImplementedError
+        """Rows of the minibatches of an epoch, where all cells are in memory."""
 
     def resident(self, device: torch.device, dtype: torch.dtype, limit: float) -> Resident | None:
         """All cells on a device, or ``None`` if they take more than ``limit`` bytes there, or are not in memory."""

@@ -12,6 +12,7 @@ from countvi.ops.cpu.linear_autograd import sparse_linear
 from countvi.ops.cpu.product import linear
 
 __all__ = [
+    "fold_changes",
     "gamma_poisson",
     "gamma_poisson_head",
     "linear",
@@ -68,8 +69,13 @@ def mixed_types_negative_binomial(*arguments: Any) -> Tensor:
     return _late("mixed_types_autograd", "mixed_types_negative_binomial")(*arguments)
 
 
+def fold_changes(*arguments: Any) -> Any:
+    """What is known of the log2 fold changes of each column."""
+    return _late("folds", "fold_changes")(*arguments)
+
+
 @functools.cache
-def _late(module: str, name: str) -> Callable[..., Tensor]:
+def _late(module: str, name: str) -> Callable[..., Any]:
     """Import a kernel, which compiles it."""
     with noticed():
         return getattr(importlib.import_module(f"countvi.ops.cpu.{module}"), name)

@@ -17,6 +17,7 @@ from numba import carray
 from countvi.ops.cpu import dense, stored
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
 from countvi.ops.cpu.elementary import ONE, TWO, ZERO, atanh_excess, exp, exp64, log, log64
+from countvi.ops.cpu.views import matrix
 
 SLOTS = (
     "ticket",
@@ -66,11 +67,6 @@ _N_SLOTS = len(SLOTS)
 _LEAST = np.float32(2e-38)
 # Rows of the work space in float32.
 _N_ROWS = 6
-
-
-@strict
-def _matrix(address, rows, columns):
-    return carray(pointer(address), (rows if address != 0 else 0, columns), np.float32)
 
 
 @strict
@@ -151,10 +147,10 @@ def _logs_at(logits, background, log_scaling, shift, genes, out):
 def _parameters(job):
     n_rows, genes, cells, n = job[_ROWS], job[_GENES], job[_CELLS], job[_NONZEROS]
     return (
-        (_matrix(job[_LOGITS], n_rows, genes), _matrix(job[_LOG_LIBRARY], 1, n_rows)[0]),
-        (_matrix(job[_LOG_THETA], job[_THETA_ROWS], genes), _matrix(job[_THETA], job[_THETA_ROWS], genes)),
-        _matrix(job[_BACKGROUND], job[_BACKGROUND_ROWS], genes),
-        (_matrix(job[_LOG_SCALING], job[_SCALING_ROWS], genes), _matrix(job[_SCALING], job[_SCALING_ROWS], genes)),
+        (matrix(job[_LOGITS], n_rows, genes), matrix(job[_LOG_LIBRARY], 1, n_rows)[0]),
+        (matrix(job[_LOG_THETA], job[_THETA_ROWS], genes), matrix(job[_THETA], job[_THETA_ROWS], genes)),
+        matrix(job[_BACKGROUND], job[_BACKGROUND_ROWS], genes),
+        (matrix(job[_LOG_SCALING], job[_SCALING_ROWS], genes), matrix(job[_SCALING], job[_SCALING_ROWS], genes)),
         (
             carray(pointer(job[_VALUES]), (n,), np.float32),
             carray(pointer(job[_COLUMNS]), (n,), np.int64),
@@ -212,13 +208,13 @@ def _spread(job, row, chunk, table_rows, background, slopes, nonzero, space):
     """Turn the slopes by log mu into the gradient of a row, times its weight."""
     (own, _, sigmoid, share, theta_slope, _), work, _ = space
     genes, n = job[_GENES], nonzero.shape[0]
-    weight = _matrix(job[_WEIGHT], 1, job[_ROWS])[0, row]
+    weight = matrix(job[_WEIGHT], 1, job[_ROWS])[0, row]
     if job[_D_LOG_THETA] != 0:
         stored.put(work[stored.THETA_SLOPE], nonzero, theta_slope)
         total = _table(job[_D_LOG_THETA], chunk, job[_THETA_ROWS], genes)
         dense.add_scaled(theta_slope, weight, total[chunk * job[_THETA_ROWS] + table_rows[0]])
     sum_of_slopes = dense.total(slopes) + stored.total(work[stored.SLOPE], n)
-    _matrix(job[_D_LOG_LIBRARY], 1, job[_ROWS])[0, row] = np.float32(weight * sum_of_slopes)
+    matrix(job[_D_LOG_LIBRARY], 1, job[_ROWS])[0, row] = np.float32(weight * sum_of_slopes)
     stored.put(work[stored.SLOPE], nonzero, slopes)
     if job[_D_LOG_SCALING] != 0:
         total = _table(job[_D_LOG_SCALING], chunk, job[_SCALING_ROWS], genes)
@@ -248,7 +244,7 @@ def _row(job, row, chunk, parameters, space):
     dense.clear_at(nonzero, rate)
     mean = (rate, np.float32(math.exp(shift)), np.float32(shift))
     with_gradient = job[_D_LOGITS] != 0
-    slopes = _matrix(job[_D_LOGITS], job[_ROWS], job[_GENES])[row] if with_gradient else log_rate
+    slopes = matrix(job[_D_LOGITS], job[_ROWS], job[_GENES])[row] if with_gradient else log_rate
     _terms_at_zero(mean, (theta[t], log_theta[t]), slopes, rows)
     out = dense.total(value)
     _logs_at(logits[row], backgrounds[b], log_scaling[y], shift, nonzero, work[stored.LOG_MU])
@@ -267,7 +263,7 @@ def _make_kernel(sources: int):
         job = carray(data, (_N_SLOTS,), np.int64)
         parameters = _parameters(job)
         space = _work_space(job, parameters[4][2])
-        out = _matrix(job[_OUT], 1, job[_ROWS])[0]
+        out = matrix(job[_OUT], 1, job[_ROWS])[0]
         while True:
             chunk = next_ticket(data)
             if chunk >= job[_CHUNKS]:

@@ -20,6 +20,7 @@ from numba import carray
 from countvi.ops.cpu import dense, stored
 from countvi.ops.cpu.compiler import digest, kernel, next_ticket, pointer, strict
 from countvi.ops.cpu.elementary import ZERO
+from countvi.ops.cpu.views import matrix
 
 SLOTS = (
     "ticket",
@@ -66,18 +67,13 @@ _N_ROWS = 7
 
 
 @strict
-def _matrix(address, rows, columns):
-    return carray(pointer(address), (rows if address != 0 else 0, columns), np.float32)
-
-
-@strict
 def _parameters(job):
     rows, genes = job[_ROWS], job[_GENES]
     return (
-        _matrix(job[_LOGITS], rows, genes),
-        _matrix(job[_LOG_LIBRARY], 1, rows)[0],
-        _matrix(job[_LOG_THETA], job[_THETA_ROWS], genes),
-        _matrix(job[_PI_LOGITS], rows, genes),
+        matrix(job[_LOGITS], rows, genes),
+        matrix(job[_LOG_LIBRARY], 1, rows)[0],
+        matrix(job[_LOG_THETA], job[_THETA_ROWS], genes),
+        matrix(job[_PI_LOGITS], rows, genes),
     )
 
 
@@ -165,7 +161,7 @@ def _terms_at_zero(job, row, parameters, mean, rows):
         return -dense.total(mean[0]) * mean[1]
     dispersion = _theta(row, job, parameters, rows)
     if job[_D_LOGITS] != 0:
-        slopes = _matrix(job[_D_LOGITS], job[_ROWS], job[_GENES])[row]
+        slopes = matrix(job[_D_LOGITS], job[_ROWS], job[_GENES])[row]
         if dense.nb_with_slopes(mean, dispersion[0], rows[_FIRST], slopes, rows[_THETA_SLOPE]) > 0:
             dense.nb_from_logs(mean, dispersion, rows[_FIRST], slopes, rows[_THETA_SLOPE])
     else:
@@ -186,24 +182,24 @@ def _theta_slopes(job, row, rows, genes, weight, work):
         dense.multiply(slopes, rows[_SECOND])
     stored.put(work[stored.THETA_SLOPE], genes, slopes)
     if job[_THETA_ROWS] > 1:
-        dense.copy_scaled(slopes, weight, _matrix(job[_D_LOG_THETA], job[_ROWS], n_genes)[row])
+        dense.copy_scaled(slopes, weight, matrix(job[_D_LOG_THETA], job[_ROWS], n_genes)[row])
     else:
-        dense.add_scaled(slopes, weight, _matrix(job[_D_LOG_THETA], job[_CHUNKS], n_genes)[row // job[_CHUNK]])
+        dense.add_scaled(slopes, weight, matrix(job[_D_LOG_THETA], job[_CHUNKS], n_genes)[row // job[_CHUNK]])
 
 
 @strict
 def _gradient(job, row, parameters, mean, inverse, rows, genes, work):
     """Write the gradient of a row, times its weight."""
     n_rows, n_genes, n = job[_ROWS], job[_GENES], genes.shape[0]
-    weight = _matrix(job[_WEIGHT], 1, n_rows)[0, row]
-    slopes = _matrix(job[_D_LOGITS], n_rows, n_genes)[row]
+    weight = matrix(job[_WEIGHT], 1, n_rows)[0, row]
+    slopes = matrix(job[_D_LOGITS], n_rows, n_genes)[row]
     if job[_FAMILY] == POISSON:
         dense.copy_scaled(mean[0], -mean[1], slopes)
     if job[_FAMILY] == ZERO_INFLATED:
         dense.multiply(slopes, rows[_SECOND])
     if job[_D_PI_LOGITS] != 0:
         stored.put(work[stored.KEEP_SLOPE], genes, rows[_THIRD])
-        dense.copy_scaled(rows[_THIRD], weight, _matrix(job[_D_PI_LOGITS], n_rows, n_genes)[row])
+        dense.copy_scaled(rows[_THIRD], weight, matrix(job[_D_PI_LOGITS], n_rows, n_genes)[row])
     if job[_D_LOG_THETA] != 0:
         _theta_slopes(job, row, rows, genes, weight, work)
     total = dense.total(slopes) + stored.total(work[stored.SLOPE], n)
@@ -215,7 +211,7 @@ def _gradient(job, row, parameters, mean, inverse, rows, genes, work):
         dense.log_softplus_slope_row(parameters[0][row], rows[_FIRST])
         dense.multiply(slopes, rows[_FIRST])
         dense.copy_scaled(slopes, weight, slopes)
-    _matrix(job[_D_LOG_LIBRARY], 1, n_rows)[0, row] = np.float32(total * weight)
+    matrix(job[_D_LOG_LIBRARY], 1, n_rows)[0, row] = np.float32(total * weight)
 
 
 @strict
@@ -243,13 +239,13 @@ def _make_kernel(sources: int):
         job = carray(data, (_N_SLOTS,), np.int64)
         parameters, counts = _parameters(job), _counts(job)
         space = _work_space(job, counts, parameters)
-        out = _matrix(job[_OUT], 1, job[_ROWS])[0]
+        out = matrix(job[_OUT], 1, job[_ROWS])[0]
         while True:
             chunk = next_ticket(data)
             if chunk >= job[_CHUNKS]:
                 break
             if job[_D_LOG_THETA] != 0 and job[_THETA_ROWS] == 1:
-                _matrix(job[_D_LOG_THETA], job[_CHUNKS], job[_GENES])[chunk, :] = ZERO
+                matrix(job[_D_LOG_THETA], job[_CHUNKS], job[_GENES])[chunk, :] = ZERO
             for row in range(chunk * job[_CHUNK], min((chunk + 1) * job[_CHUNK], job[_ROWS])):
                 out[row] = np.float32(_row(job, row, parameters, counts, space))
 

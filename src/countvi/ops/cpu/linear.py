@@ -16,8 +16,9 @@ import math
 import numpy as np
 from numba import carray
 
-from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
+from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, strict
 from countvi.ops.cpu.elementary import ONE, ZERO, log_one_minus
+from countvi.ops.cpu.views import integers, matrix, vector
 
 SLOTS = (
     "ticket",
@@ -44,21 +45,6 @@ SLOTS = (
 (_VALUES, _COLUMNS, _OFFSETS, _DIVISOR, _ENTRIES, _WEIGHT, _BIAS, _OUT, _D_OUT, _D_WEIGHT) = range(7, 17)
 _N_SLOTS = len(SLOTS)
 _NAN = np.float32(math.nan)
-
-
-@strict
-def _matrix(address, rows, columns):
-    return carray(pointer(address), (rows, columns), np.float32)
-
-
-@strict
-def _vector(address, length):
-    return carray(pointer(address), (length,), np.float32)
-
-
-@strict
-def _integers(address, length):
-    return carray(pointer(address), (length,), np.int64)
 
 
 @strict
@@ -133,28 +119,28 @@ def _make_kernels(sources: int):
         _ = sources
         job = carray(data, (_N_SLOTS,), np.int64)
         cells, genes, hidden, n = job[_CELLS], job[_GENES], job[_HIDDEN], job[_NONZEROS]
-        values, columns = _vector(job[_VALUES], n), _integers(job[_COLUMNS], n)
-        offsets, entries = _integers(job[_OFFSETS], cells + 1), _vector(job[_ENTRIES], n)
-        weight, out = _matrix(job[_WEIGHT], genes, hidden), _matrix(job[_OUT], cells, hidden)
+        values, columns = vector(job[_VALUES], n), integers(job[_COLUMNS], n)
+        offsets, entries = integers(job[_OFFSETS], cells + 1), vector(job[_ENTRIES], n)
+        weight, out = matrix(job[_WEIGHT], genes, hidden), matrix(job[_OUT], cells, hidden)
         while True:
             task = next_ticket(data)
             if task >= job[_TASKS]:
                 break
             for cell in range(cells * task // job[_TASKS], cells * (task + 1) // job[_TASKS]):
                 own = slice(offsets[cell], offsets[cell + 1])
-                factor = ONE / _vector(job[_DIVISOR], cells)[cell] if job[_DIVISOR] != 0 else ONE
+                factor = ONE / vector(job[_DIVISOR], cells)[cell] if job[_DIVISOR] != 0 else ONE
                 _encode(values[own], factor, job[_LOG1P], entries[own])
                 row = out[cell]
-                row[:] = _vector(job[_BIAS], hidden)
+                row[:] = vector(job[_BIAS], hidden)
                 _add_all(entries[own], columns[own], weight, row)
 
     def backward(data):
         _ = sources
         job = carray(data, (_N_SLOTS,), np.int64)
         cells, genes, hidden, n = job[_CELLS], job[_GENES], job[_HIDDEN], job[_NONZEROS]
-        columns, offsets = _integers(job[_COLUMNS], n), _integers(job[_OFFSETS], cells + 1)
-        entries, d_out = _vector(job[_ENTRIES], n), _matrix(job[_D_OUT], cells, hidden)
-        d_weight = _matrix(job[_D_WEIGHT], genes, hidden)
+        columns, offsets = integers(job[_COLUMNS], n), integers(job[_OFFSETS], cells + 1)
+        entries, d_out = vector(job[_ENTRIES], n), matrix(job[_D_OUT], cells, hidden)
+        d_weight = matrix(job[_D_WEIGHT], genes, hidden)
         while True:
             task = next_ticket(data)
             if task >= job[_TASKS]:

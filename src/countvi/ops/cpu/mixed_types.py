@@ -23,6 +23,7 @@ from numba import carray
 from countvi.ops.cpu import dense, stored
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
 from countvi.ops.cpu.elementary import ZERO, log64
+from countvi.ops.cpu.views import matrix, vector
 
 SLOTS = (
     "ticket",
@@ -65,16 +66,6 @@ _N_SLOTS = len(SLOTS)
 _SMALLEST = 1e-30
 # Rows of the work space in float32 besides one for each type.
 _N_ROWS = 3
-
-
-@strict
-def _matrix(address, rows, columns):
-    return carray(pointer(address), (rows if address != 0 else 0, columns), np.float32)
-
-
-@strict
-def _vector(address, length):
-    return carray(pointer(address), (length,), np.float32)
 
 
 @strict
@@ -130,21 +121,21 @@ def _gradient(job, spot, nonzero, space):
     rows, work, _ = space
     genes, types, n_spots = job[_GENES], job[_TYPES], job[_SPOTS]
     own, shapes, by_type = rows[types][:genes], rows[types + 1][:genes], rows[types + 2][:genes]
-    library = np.float64(_vector(job[_LIBRARY], n_spots)[spot])
-    abundance = _matrix(job[_ABUNDANCE], n_spots, types + 1)[spot]
-    slopes = _matrix(job[_D_SHAPE], n_spots, genes)[spot]
-    dense.copy_scaled(_vector(job[_P_SOFTPLUS], genes), np.float32(-library), slopes)
+    library = np.float64(vector(job[_LIBRARY], n_spots)[spot])
+    abundance = matrix(job[_ABUNDANCE], n_spots, types + 1)[spot]
+    slopes = matrix(job[_D_SHAPE], n_spots, genes)[spot]
+    dense.copy_scaled(vector(job[_P_SOFTPLUS], genes), np.float32(-library), slopes)
     _put_slopes(work[stored.SLOPE], nonzero, library, work[stored.RATE], slopes)
     if job[_D_LOG_ALPHA] != 0:
-        dense.product_into(slopes, np.float32(1), own, _matrix(job[_D_LOG_ALPHA], n_spots, genes)[spot])
+        dense.product_into(slopes, np.float32(1), own, matrix(job[_D_LOG_ALPHA], n_spots, genes)[spot])
     if job[_D_P_LOGITS] != 0:
-        by_p = _matrix(job[_D_P_LOGITS], n_spots, genes)[spot]
-        dense.product_into(shapes, np.float32(-library), _vector(job[_P_SIGMOID], genes), by_p)
+        by_p = matrix(job[_D_P_LOGITS], n_spots, genes)[spot]
+        dense.product_into(shapes, np.float32(-library), vector(job[_P_SIGMOID], genes), by_p)
         stored.put(work[stored.P_SLOPE], nonzero, by_p)
-    by_abundance = _matrix(job[_D_ABUNDANCE], n_spots, types + 1)[spot]
-    by_abundance[types] = np.float32(dense.dot(slopes, _vector(job[_NOISE], genes)))
-    dense.product_into(slopes, np.float32(1), _vector(job[_ALPHA], genes), by_type)
-    logits = _matrix(job[_LOGITS], job[_HERE] * types, genes)
+    by_abundance = matrix(job[_D_ABUNDANCE], n_spots, types + 1)[spot]
+    by_abundance[types] = np.float32(dense.dot(slopes, vector(job[_NOISE], genes)))
+    dense.product_into(slopes, np.float32(1), vector(job[_ALPHA], genes), by_type)
+    logits = matrix(job[_LOGITS], job[_HERE] * types, genes)
     for c in range(types):
         by_abundance[c] = np.float32(dense.dot(by_type, rows[c][:genes]))
         dense.multiply_scaled(logits[(spot - job[_FIRST]) * types + c], abundance[c], by_type)
@@ -156,22 +147,22 @@ def _spot(job, spot, counts, space):
     rows, work, all_genes = space
     genes, types, n_spots = job[_GENES], job[_TYPES], job[_SPOTS]
     own, shapes = rows[types][:genes], rows[types + 1][:genes]
-    library = np.float64(_vector(job[_LIBRARY], n_spots)[spot])
-    abundance = _matrix(job[_ABUNDANCE], n_spots, types + 1)[spot]
-    logits = _matrix(job[_LOGITS], job[_HERE] * types, genes)
+    library = np.float64(vector(job[_LIBRARY], n_spots)[spot])
+    abundance = matrix(job[_ABUNDANCE], n_spots, types + 1)[spot]
+    logits = matrix(job[_LOGITS], job[_HERE] * types, genes)
     own[:] = ZERO
     for c in range(types):
         dense.soften(logits[(spot - job[_FIRST]) * types + c], rows[c][:genes])
         dense.add_scaled(rows[c][:genes], abundance[c], own)
-    _mix(own, abundance[types], _vector(job[_ALPHA], genes), _vector(job[_NOISE], genes), shapes)
+    _mix(own, abundance[types], vector(job[_ALPHA], genes), vector(job[_NOISE], genes), shapes)
     nonzero = all_genes[: stored.gather(counts, spot, all_genes, work)]
     n = nonzero.shape[0]
     _take(shapes, nonzero, library, work[stored.RATE], work[stored.LOG_MU])
-    stored.pick(_vector(job[_P_LOGITS], genes), nonzero, 0.0, work[stored.LOG_THETA])
+    stored.pick(vector(job[_P_LOGITS], genes), nonzero, 0.0, work[stored.LOG_THETA])
     stored.rate_shape(work, n)
-    at_zero = -library * dense.dot(shapes, _vector(job[_P_SOFTPLUS], genes))
+    at_zero = -library * dense.dot(shapes, vector(job[_P_SOFTPLUS], genes))
     if job[_D_SHAPE] != 0:
-        _vector(job[_D_LOG_LIBRARY], n_spots)[spot] = np.float32(at_zero + stored.total(work[stored.SLOPE], n))
+        vector(job[_D_LOG_LIBRARY], n_spots)[spot] = np.float32(at_zero + stored.total(work[stored.SLOPE], n))
         _gradient(job, spot, nonzero, space)
     return at_zero + stored.total(work[stored.VALUE], n)
 
@@ -184,7 +175,7 @@ def _make_kernel(sources: int):
         job = carray(data, (_N_SLOTS,), np.int64)
         counts = _counts(job)
         space = _work_space(job, counts[2])
-        out = _vector(job[_OUT], job[_SPOTS])
+        out = vector(job[_OUT], job[_SPOTS])
         while True:
             ticket = next_ticket(data)
             if ticket >= job[_HERE]:

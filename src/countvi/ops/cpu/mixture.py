@@ -15,6 +15,7 @@ from numba import carray
 from countvi.ops.cpu import stored
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
 from countvi.ops.cpu.elementary import ZERO, exp64, log1p64
+from countvi.ops.cpu.views import matrix
 
 SLOTS = (
     "ticket",
@@ -57,11 +58,6 @@ _N_SLOTS = len(SLOTS)
 # for the foreground, and the log-odds, and its slope.
 _VALUE, _SLOPE, _EXCESS, _ODDS = range(stored.N_BUFFERS, stored.N_BUFFERS + 4)
 _N_BUFFERS = stored.N_BUFFERS + 4
-
-
-@strict
-def _matrix(address, rows, columns):
-    return carray(pointer(address), (rows if address != 0 else 0, columns), np.float32)
 
 
 @strict
@@ -142,14 +138,14 @@ def _put(row, proteins, weight, out):
 def _gradient(job, row, proteins, work):
     """Write the gradient of a row, times its weight."""
     n_rows, n = job[_ROWS], job[_PROTEINS]
-    weight = np.float64(_matrix(job[_WEIGHT], 1, n_rows)[0, row])
-    _put(work[_SLOPE], proteins, weight, _matrix(job[_D_LOG_BACKGROUND], n_rows, n)[row])
-    _put(work[stored.SLOPE], proteins, weight, _matrix(job[_D_LOG_FOREGROUND], n_rows, n)[row])
-    _put(work[_ODDS], proteins, weight, _matrix(job[_D_MIXING_LOGITS], n_rows, n)[row])
+    weight = np.float64(matrix(job[_WEIGHT], 1, n_rows)[0, row])
+    _put(work[_SLOPE], proteins, weight, matrix(job[_D_LOG_BACKGROUND], n_rows, n)[row])
+    _put(work[stored.SLOPE], proteins, weight, matrix(job[_D_LOG_FOREGROUND], n_rows, n)[row])
+    _put(work[_ODDS], proteins, weight, matrix(job[_D_MIXING_LOGITS], n_rows, n)[row])
     if job[_THETA_ROWS] > 1:
-        _put(work[stored.THETA_SLOPE], proteins, weight, _matrix(job[_D_LOG_THETA], n_rows, n)[row])
+        _put(work[stored.THETA_SLOPE], proteins, weight, matrix(job[_D_LOG_THETA], n_rows, n)[row])
     else:
-        total = _matrix(job[_D_LOG_THETA], job[_CHUNKS], n)[row // job[_CHUNK]]
+        total = matrix(job[_D_LOG_THETA], job[_CHUNKS], n)[row // job[_CHUNK]]
         for j in range(proteins.shape[0]):
             total[proteins[j]] += np.float32(weight * work[stored.THETA_SLOPE, j])
 
@@ -160,15 +156,15 @@ def _row(job, row, dense_counts, all_proteins, work):
     n_rows, n_proteins = job[_ROWS], job[_PROTEINS]
     proteins = all_proteins[: _gather(job, row % job[_CELLS], dense_counts, all_proteins, work)]
     n = proteins.shape[0]
-    log_theta = _matrix(job[_LOG_THETA], job[_THETA_ROWS], n_proteins)[row % job[_THETA_ROWS]]
+    log_theta = matrix(job[_LOG_THETA], job[_THETA_ROWS], n_proteins)[row % job[_THETA_ROWS]]
     stored.pick_exp(log_theta, proteins, work[stored.THETA])
-    stored.pick(_matrix(job[_MIXING_LOGITS], n_rows, n_proteins)[row], proteins, 0.0, work[_ODDS])
-    stored.pick(_matrix(job[_LOG_BACKGROUND], n_rows, n_proteins)[row], proteins, 0.0, work[stored.LOG_MU])
+    stored.pick(matrix(job[_MIXING_LOGITS], n_rows, n_proteins)[row], proteins, 0.0, work[_ODDS])
+    stored.pick(matrix(job[_LOG_BACKGROUND], n_rows, n_proteins)[row], proteins, 0.0, work[stored.LOG_MU])
     stored.ratios(work, n)
     stored.gammas(work, n)
     stored.powers(work, n)
     _copy(work, n)
-    stored.pick(_matrix(job[_LOG_FOREGROUND], n_rows, n_proteins)[row], proteins, 0.0, work[stored.LOG_MU])
+    stored.pick(matrix(job[_LOG_FOREGROUND], n_rows, n_proteins)[row], proteins, 0.0, work[stored.LOG_MU])
     stored.ratios(work, n)
     stored.powers(work, n)
     _combine(work, n)
@@ -186,13 +182,13 @@ def _make_kernel(sources: int):
         n_proteins = job[_PROTEINS]
         dense_counts, proteins = np.empty(n_proteins, np.float32), np.empty(n_proteins, np.int64)
         work = np.empty((_N_BUFFERS, n_proteins + 40))
-        out = _matrix(job[_OUT], 1, job[_ROWS])[0]
+        out = matrix(job[_OUT], 1, job[_ROWS])[0]
         while True:
             chunk = next_ticket(data)
             if chunk >= job[_CHUNKS]:
                 break
             if job[_D_LOG_THETA] != 0 and job[_THETA_ROWS] == 1:
-                _matrix(job[_D_LOG_THETA], job[_CHUNKS], n_proteins)[chunk, :] = ZERO
+                matrix(job[_D_LOG_THETA], job[_CHUNKS], n_proteins)[chunk, :] = ZERO
             for row in range(chunk * job[_CHUNK], min((chunk + 1) * job[_CHUNK], job[_ROWS])):
                 out[row] = np.float32(_row(job, row, dense_counts, proteins, work))
 

@@ -17,6 +17,7 @@ from numba import carray
 from countvi.ops.cpu import dense, stored
 from countvi.ops.cpu.compiler import digest, kernel, next_ticket, pointer, strict
 from countvi.ops.cpu.elementary import ZERO
+from countvi.ops.cpu.views import matrix, vector
 
 SLOTS = (
     "ticket",
@@ -56,16 +57,6 @@ _N_ROWS = 3
 
 
 @strict
-def _matrix(address, rows, columns):
-    return carray(pointer(address), (rows if address != 0 else 0, columns), np.float32)
-
-
-@strict
-def _vector(address, length):
-    return carray(pointer(address), (length,), np.float32)
-
-
-@strict
 def _counts(job):
     return (
         carray(pointer(job[_VALUES]), (job[_NONZEROS],), np.float32),
@@ -90,17 +81,17 @@ def _gradient(job, row, at_zero, nonzero, space):
     """Write the gradient of a row, times its weight."""
     rows, work, _ = space
     n_rows, genes, n = job[_ROWS], job[_GENES], nonzero.shape[0]
-    weight = _vector(job[_WEIGHT], n_rows)[row]
-    library = math.exp(np.float64(_vector(job[_LOG_LIBRARY], n_rows)[row]))
-    _vector(job[_D_LOG_LIBRARY], n_rows)[row] = np.float32(weight * (at_zero + stored.total(work[stored.SLOPE], n)))
+    weight = vector(job[_WEIGHT], n_rows)[row]
+    library = math.exp(np.float64(vector(job[_LOG_LIBRARY], n_rows)[row]))
+    vector(job[_D_LOG_LIBRARY], n_rows)[row] = np.float32(weight * (at_zero + stored.total(work[stored.SLOPE], n)))
     if job[_D_P_LOGITS] != 0:
-        dense.product_into(rows[_OWN], np.float32(-library), _vector(job[_P_SIGMOID], genes), rows[_BY_P])
+        dense.product_into(rows[_OWN], np.float32(-library), vector(job[_P_SIGMOID], genes), rows[_BY_P])
         stored.put(work[stored.P_SLOPE], nonzero, rows[_BY_P])
-        by_p = _matrix(job[_D_P_LOGITS], job[_CHUNKS], genes)[row // job[_CHUNK]]
+        by_p = matrix(job[_D_P_LOGITS], job[_CHUNKS], genes)[row // job[_CHUNK]]
         dense.add_scaled(rows[_BY_P], weight, by_p)
-    slopes = _matrix(job[_D_LOGITS], n_rows, genes)[row]
-    dense.product_into(rows[_SLOPE], np.float32(-library * weight), _vector(job[_P_SOFTPLUS], genes), slopes)
-    stored.pick(_matrix(job[_LOGITS], n_rows, genes)[row], nonzero, 0.0, work[stored.RATE])
+    slopes = matrix(job[_D_LOGITS], n_rows, genes)[row]
+    dense.product_into(rows[_SLOPE], np.float32(-library * weight), vector(job[_P_SOFTPLUS], genes), slopes)
+    stored.pick(matrix(job[_LOGITS], n_rows, genes)[row], nonzero, 0.0, work[stored.RATE])
     stored.through_log_softplus(work[stored.RATE], n, np.float64(weight), work[stored.SLOPE])
     stored.put(work[stored.SLOPE], nonzero, slopes)
 
@@ -110,17 +101,17 @@ def _row(job, row, counts, space):
     """Log-likelihood of one row, and its gradient if asked."""
     rows, work, all_genes = space
     n_rows, genes = job[_ROWS], job[_GENES]
-    logits, shift = _matrix(job[_LOGITS], n_rows, genes)[row], np.float64(_vector(job[_LOG_LIBRARY], n_rows)[row])
+    logits, shift = matrix(job[_LOGITS], n_rows, genes)[row], np.float64(vector(job[_LOG_LIBRARY], n_rows)[row])
     rows[_SLOPE][:] = logits
     dense.soften(rows[_SLOPE], rows[_OWN])
     nonzero = all_genes[: stored.gather(counts, row % job[_CELLS], all_genes, work)]
     n = nonzero.shape[0]
     stored.pick(logits, nonzero, 0.0, work[stored.LOG_MU])
     stored.log_softplus_in_place(work[stored.LOG_MU], n, shift)
-    stored.pick(_vector(job[_P_LOGITS], genes), nonzero, 0.0, work[stored.LOG_THETA])
+    stored.pick(vector(job[_P_LOGITS], genes), nonzero, 0.0, work[stored.LOG_THETA])
     stored.rate_shape(work, n)
     dense.clear_at(nonzero, rows[_OWN])
-    at_zero = -math.exp(shift) * dense.dot(rows[_OWN], _vector(job[_P_SOFTPLUS], genes))
+    at_zero = -math.exp(shift) * dense.dot(rows[_OWN], vector(job[_P_SOFTPLUS], genes))
     if job[_D_LOGITS] != 0:
         _gradient(job, row, at_zero, nonzero, space)
     return at_zero + stored.total(work[stored.VALUE], n)
@@ -134,13 +125,13 @@ def _make_kernel(sources: int):
         job = carray(data, (_N_SLOTS,), np.int64)
         counts = _counts(job)
         space = _work_space(job, counts[2])
-        out = _vector(job[_OUT], job[_ROWS])
+        out = vector(job[_OUT], job[_ROWS])
         while True:
             chunk = next_ticket(data)
             if chunk >= job[_CHUNKS]:
                 break
             if job[_D_P_LOGITS] != 0:
-                _matrix(job[_D_P_LOGITS], job[_CHUNKS], job[_GENES])[chunk, :] = ZERO
+                matrix(job[_D_P_LOGITS], job[_CHUNKS], job[_GENES])[chunk, :] = ZERO
             for row in range(chunk * job[_CHUNK], min((chunk + 1) * job[_CHUNK], job[_ROWS])):
                 out[row] = np.float32(_row(job, row, counts, space))
 

@@ -5,6 +5,7 @@ and are evaluated in float64. Each likelihood is a dense matrix of the terms at 
 are put in place, summed over the genes.
 """
 
+from countvi.ops.reference.folds import FoldChanges, fold_changes
 from countvi.ops.reference.gamma_poisson import gamma_poisson, gamma_poisson_head
 from countvi.ops.reference.gaussian import standard_deviation, standard_divergence
 from countvi.ops.reference.least_squares import non_negative_least_squares
@@ -19,7 +20,9 @@ from countvi.ops.reference.rectifier import batch_norm_rectify, rectify
 from countvi.ops.reference.zero_inflated import zero_inflated_negative_binomial
 
 __all__ = [
+    "FoldChanges",
     "batch_norm_rectify",
+    "fold_changes",
     "gamma_poisson",
     "gamma_poisson_head",
     "linear",

@@ -1,0 +1,35 @@
+"""Arrays at addresses, as the kernels see them."""
+
+# pyright: reportCallIssue=false
+# What is compiled is typed by numba.
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from countvi.ops.cpu.compiler import pointer, strict
+
+
+@strict
+def matrix(address, rows, columns):
+    """Return a float32 matrix; one that is absent has no rows."""
+    return carray(pointer(address), (rows if address != 0 else 0, columns), np.float32)
+
+
+@strict
+def vector(address, length):
+    """Return a float32 vector."""
+    return carray(pointer(address), (length,), np.float32)
+
+
+@strict
+def sums(address, length):
+    """Return a float64 vector."""
+    return carray(pointer(address), (length,), np.float64)
+
+
+@strict
+def integers(address, length):
+    """Return an int64 vector."""
+    return carray(pointer(address), (length,), np.int64)
