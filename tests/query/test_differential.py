@@ -44,7 +44,7 @@ def as_draws(values, rows=None):
 
 def pair_of(a, b, low=None):
     nothing = np.zeros(a.shape[1], dtype=bool)
-    return Pair(as_draws(a), as_draws(b), (None, None), low or (nothing, nothing))
+    return Pair(as_draws(a), as_draws(b), low or (nothing, nothing))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def drawing(tiny, model, source, n_samples=600, chunk=8, **options):
 def fill(draw, rows, levels=(None,), number=1):
     with draw.room(draw.n_samples) as values:
         found = draw.fill(values, rows, levels, number)
-        return found, torch.cat(list(found.at(None)), dim=1).numpy().copy()
+        return found, torch.cat(list(found), dim=1).numpy().copy()
 
 
 def test_every_cell_is_taken_equally_often(tiny):
@@ -367,7 +367,7 @@ def test_donors_of_one_population_each_are_compared_by_welch():
     first, second = np.flatnonzero(codes < 3), np.flatnonzero(codes >= 3)
     n = len(second)
     take = np.resize(first, n)
-    pair = Pair(as_draws(values[take], take), as_draws(values[second], second), (None, None), (None, None))
+    pair = Pair(as_draws(values[take], take), as_draws(values[second], second), (None, None))
     names = np.array([f"d{i}" for i in range(7)], dtype=object)
     found = Replicates(codes, names).summarize(pair, np.zeros(30))
     expected = stats.ttest_ind(level[:3], level[3:], equal_var=False)
@@ -384,7 +384,7 @@ def test_donors_of_both_populations_are_paired():
     codes, a = replicate_draws(rng, level + change)
     _, b = replicate_draws(rng, level)
     rows = np.arange(len(codes))
-    pair = Pair(as_draws(a, rows), as_draws(b, rows), (None, None), (None, None))
+    pair = Pair(as_draws(a, rows), as_draws(b, rows), (None, None))
     names = np.array(list("abcde"), dtype=object)
     found = Replicates(codes, names).summarize(pair, np.zeros(30))
     expected = stats.ttest_1samp(change, 0.0)

@@ -92,10 +92,10 @@ def compare(
         values = held.enter_context(drawing.room(n))
         for number, (comparison, sums) in enumerate(zip(comparisons, counts, strict=True)):
             shares_all = comparison.second is None and len(comparison.first) * 2 <= n_cells
-            second, places = draws.of_rest(comparison.first) if shares_all else draws.of(comparison, number)
+            second = draws.of_rest(comparison.first) if shares_all else draws.of(comparison, number)
             first = drawing.fill(values, comparison.first, setting.levels[0], 2 * number + 1)
             low = tuple(part.mean < setting.threshold for part in sums)
-            pair = Pair(first, second, (None, places), (low[0], low[1]))
+            pair = Pair(first, second, (low[0], low[1]))
             found = setting.hypothesis(pair)
             if setting.replicates is not None:
                 pseudocounts = found.get("pseudocounts")
@@ -113,8 +113,8 @@ class _SecondDraws:
         self.values: np.ndarray | None = None
         self.last: tuple[np.ndarray, Draws] | None = None
 
-    def of_rest(self, first: np.ndarray) -> tuple[Draws, np.ndarray]:
-        """Return draws of all cells, and which of them are of cells that are not in ``first``."""
+    def of_rest(self, first: np.ndarray) -> Draws:
+        """Return those draws of all cells that are of cells not in ``first``."""
         n, levels = self.drawing.n_samples, self.setting.levels[1]
         if self.all is None:
             values = self.held.enter_context(self.drawing.room(_OF_ALL * n))
@@ -133,15 +133,20 @@ class _SecondDraws:
                 )
                 raise OptionError(message)
             places[at] = np.resize(available, len(range(n)[at]))
-        return self.all, places
+        return self.all.picked(places, self._room())
 
-    def of(self, comparison: Comparison, number: int) -> tuple[Draws, None]:
+    def of(self, comparison: Comparison, number: int) -> Draws:
         """Return draws of the second population itself."""
         rows = comparison.second
         if rows is None:
             rows = np.setdiff1d(self.drawing.cells.rows, comparison.first)
         if self.last is None or self.last[0] is not rows:
-            if self.values is None:
-                self.values = self.held.enter_context(self.drawing.room(self.drawing.n_samples))
-            self.last = rows, self.drawing.fill(self.values, rows, self.setting.levels[1], 2 * number + 2)
-        return self.last[1], None
+            self.last = rows, self.drawing.fill(self._room(), rows, self.setting.levels[1], 2 * number + 2)
+        return self.last[1]
+
+    def _room(self) -> np.ndarray:
+        """Return the array of the last second population; draws kept in it are gone."""
+        self.last = None
+        if self.values is None:
+            self.values = self.held.enter_context(self.drawing.room(self.drawing.n_samples))
+        return self.values

@@ -36,15 +36,12 @@ class Pair:
     ----------
     first, second
         The draws.
-    places
-        Which draws of each, in order; ``None`` for all.
     low
         Features that are hardly seen in the first and in the second population, shape ``(features,)`` each.
     """
 
     first: Draws
     second: Draws
-    places: tuple[np.ndarray | None, np.ndarray | None]
     low: tuple[np.ndarray, np.ndarray]
 
     @property
@@ -57,32 +54,20 @@ class Pair:
         return iter(
             zip(
                 chunks(self.n_features),
-                self.first.at(self.places[0]),
-                self.second.at(self.places[1]),
+                self.first,
+                self.second,
                 strict=True,
             )
         )
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the cells of both draws, shape ``(pairs,)`` each."""
-        first, second = (
-            draws.rows if places is None else draws.rows[places]
-            for draws, places in zip((self.first, self.second), self.places, strict=True)
-        )
-        return first, second
+        return self.first.rows, self.second.rows
 
-    def largest(self, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the largest draw of the features in a mask, of others zero; by population, ``(features,)`` each."""
-        found = []
-        for draws, places, mask in zip((self.first, self.second), self.places, masks, strict=True):
-            most = np.zeros(self.n_features, dtype=np.float32)
-            for i, columns in enumerate(chunks(self.n_features)):
-                wanted = np.flatnonzero(mask[columns])
-                if len(wanted):
-                    values = draws.values[i][:, wanted]
-                    most[columns.start + wanted] = (values if places is None else values[places]).max(0)
-            found.append(most)
-        return found
+    def largest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the largest draw of each feature in both populations, shape ``(features,)`` each."""
+        first, second = (draws.values.max(1).reshape(-1)[: self.n_features] for draws in (self.first, self.second))
+        return first, second
 
     def collect(self, compute: Callable[[slice, Tensor, Tensor], dict[str, Tensor]]) -> Columns:
         """Compute columns of each chunk and put them together, features first."""
@@ -248,10 +233,9 @@ class Change(Hypothesis):
         wanted = np.isnan(values)
         if wanted.any():
             masks = [low & wanted for low in pair.low]
-            largest = pair.largest(masks)
             found = [
                 float(np.quantile(most[low], 0.9)) if low.any() else _LEAST_PSEUDOCOUNT
-                for most, low in zip(largest, masks, strict=True)
+                for most, low in zip(pair.largest(), masks, strict=True)
             ]
             value = max(found) / (pair.n_features if self.of_features else 1)
             values[wanted] = max(value, _LEAST_PSEUDOCOUNT)

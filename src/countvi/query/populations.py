@@ -61,20 +61,16 @@ class Draws:
     values: np.ndarray
     n_features: int
 
-    def at(self, places: np.ndarray | None) -> Iterator[Tensor]:
-        """Yield the draws at ``places`` (all for ``None``) chunk by chunk, ``(draws, features of the chunk)``.
-
-        Each is valid until the next, and not to be written to.
-        """
-        room = Workspace()
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the draws chunk by chunk, ``(draws, features of the chunk)``, not to be written to."""
         for i, columns in enumerate(chunks(self.n_features)):
-            block = self.values[i, :, : columns.stop - columns.start]
-            if places is not None:
-                picked = room.array("picked", len(places), block.shape[1])
-                np.take(block, places, axis=0, out=picked.numpy(), mode="clip")
-                yield picked
-            else:
-                yield torch.from_numpy(np.ascontiguousarray(block))
+            yield torch.from_numpy(self.values[i, :, : columns.stop - columns.start])
+
+    def picked(self, places: np.ndarray, out: np.ndarray) -> Draws:
+        """Copy some draws to an array of the shape of :attr:`values`."""
+        for block, into in zip(self.values, out, strict=True):
+            np.take(block, places, axis=0, out=into, mode="clip")
+        return Draws(self.rows[places], out, self.n_features)
 
 
 @dataclass(frozen=True, eq=False)
