@@ -25,8 +25,8 @@ from countvi.query.scratch import scratch
 
 WIDTH = 256
 """Features that lie together: what is computed from draws is computed for so many at a time."""
-# Numbers decoded at once: 4 MiB in float32, which stay in the cache.
-_DECODED = 2**20
+# Numbers decoded at once: 8 MiB in float32, which stay in the last cache.
+_DECODED = 2**21
 
 
 class Workspace:
