@@ -43,7 +43,7 @@ PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "kernels": kernels.measure,
     "readouts": readouts.measure,
     "differential": differential.measure,
-    "mapping": mapping.measure,
+    **{f"mapping-{name}": partial(mapping.measure, name) for name in mapping.REFERENCES},
     "import": process.imports,
     "memory": process.memory,
     "million": million.measure,

@@ -16,29 +16,29 @@ from sides import SIDES, Side
 
 from countvi.query import Located, vote
 
-_REFERENCES = {"kang": "ctrl", "citeseq": None}
+REFERENCES = {"kang": "ctrl", "citeseq": None}
+"""Data sets, and the batch of the reference: the largest for ``None``."""
 _N_GENES, _N_NEIGHBORS = 2_000, 15
 
 
-def measure(settings: Settings) -> list[Comparison]:
-    """Train, map and label, on both sides."""
-    found = []
-    for name in [name for name in _REFERENCES if name in datasets.available()]:
-        adata = datasets.load(name, settings.pick(_N_GENES, 100))
-        row = Comparison(f"map {name} onto a reference of the other batch", "s")
-        for seed in settings.seeds or settings.pick((0, 1, 2), (0,)):
-            for side in SIDES:
-                what = {"data": f"mapping-{name}", "genes": adata.n_vars, "seed": seed}
-                train = partial(_map, side, adata, _REFERENCES[name], seed, settings)
-                run = RunStore(settings).get(side.name, what, train)
-                ours = side is SIDES[0]
-                (row.ours if ours else row.theirs).append(run.seconds)
-                scores = row.scores_ours if ours else row.scores_theirs
-                for score, value in run.scores.items():
-                    scores.setdefault(score, []).append(value)
-        row.notes = f"{adata.n_obs:,} cells x {adata.n_vars:,} genes; mapping alone, without the reference"
-        found.append(row)
-    return found
+def measure(name: str, settings: Settings) -> list[Comparison]:
+    """Train, map and label one data set, on both sides."""
+    if name not in datasets.available():
+        return []
+    adata = datasets.load(name, settings.pick(_N_GENES, 100))
+    row = Comparison(f"map {name} onto a reference of the other batch", "s")
+    for seed in settings.seeds or settings.pick((0, 1, 2), (0,)):
+        for side in SIDES:
+            what = {"data": f"mapping-{name}", "genes": adata.n_vars, "seed": seed}
+            train = partial(_map, side, adata, REFERENCES[name], seed, settings)
+            run = RunStore(settings).get(side.name, what, train)
+            ours = side is SIDES[0]
+            (row.ours if ours else row.theirs).append(run.seconds)
+            scores = row.scores_ours if ours else row.scores_theirs
+            for score, value in run.scores.items():
+                scores.setdefault(score, []).append(value)
+    row.notes = f"{adata.n_obs:,} cells x {adata.n_vars:,} genes; mapping alone, without the reference"
+    return [row]
 
 
 def _map(side: Side, adata, batch: str | None, seed: int, settings: Settings) -> Run:
