@@ -96,8 +96,8 @@ def _summary(sections: dict[str, list[Comparison]], dates: dict[str, str]) -> st
         [
             "## Summary",
             _table(header, lines),
-            "Ratios, but where a unit is given. The sections below have sizes, machine and versions. What stands there with "
-            "two dates was measured on machines of different speed.\n",
+            "Ratios, but where a unit is given. The sections below have sizes, machine and versions. What stands there "
+            "with two dates was measured on machines of different speed.\n",
         ]
     )
 

@@ -35,5 +35,6 @@ class Descent(nn.Module):
         elbo = self.model.elbo(cells.batch, cells.noise)
         loss = self.objective.loss(elbo, cells.kl_weight)
         for companion in self.companions:
+            assert isinstance(cells.kl_weight, float), "companions are not recorded"
             loss = loss + companion.penalty(elbo, cells.batch, cells.kl_weight)
         return loss, sums_of(elbo)

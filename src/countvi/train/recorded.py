@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class RecordedSteps:
         self._noise = torch.Generator(device=device)
         self._taken: Counter[int] = Counter()
         self._replay: dict[int, Callable[[], None]] = {}
-        self._pool: object = None
+        self._pool: Any = None
         self._order: Tensor | None = None
 
     def epoch(self, timetable: Timetable) -> Tally:
@@ -99,7 +100,9 @@ class RecordedSteps:
         for rows in timetable.rows:
             self._take(len(rows))
         group["lr"] = float(timetable.rates[-1])
-        return Tally(names=self._names, sums=self._sums.clone(), n_cells=len(self._order), loss=float(self._loss))
+        return Tally(
+            names=self._names, sums=self._sums.clone(), n_cells=sum(map(len, timetable.rows)), loss=float(self._loss)
+        )
 
     def _load(self, timetable: Timetable) -> None:
         """Bring an epoch to where the recorded steps look for it."""

@@ -1,6 +1,6 @@
 """Arrays at addresses, as the kernels see them."""
 
-# pyright: reportCallIssue=false
+# pyright: reportCallIssue=false, reportPrivateImportUsage=false
 # What is compiled is typed by numba.
 
 from __future__ import annotations
