@@ -174,11 +174,13 @@ def scores(proportions: pd.DataFrame, truth: spots.Truth) -> dict[str, float]:
     areas = [
         _auroc(found[:, c], present[:, c]) for c in range(found.shape[1]) if 0 < present[:, c].sum() < len(present)
     ]
-    return {
+    told = {
         "Spearman": float(spearmanr(found.ravel(), shares.ravel())[0]),
         "RMSE": float(np.sqrt(np.mean((found - shares) ** 2))),
-        "AUROC of presence, mean over types": float(np.mean(areas)),
     }
+    if areas:  # some type is absent somewhere
+        told["AUROC of presence, mean over types"] = float(np.mean(areas))
+    return told
 
 
 def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
