@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from countvi.estimators.condscvi import CondSCVI
     from countvi.models.destvi import DestVI as DestVIModel
 
-# An epoch moves each spot's own parameters once, however many spots there are. From a start at the abundances, more of
-# them still raise the likelihood, by states that imitate other types: proportions get worse.
-_EPOCHS = 30
+# An epoch moves each spot's own parameters once, however many spots there are. From a start at the abundances, many
+# more still raise the likelihood, by states that imitate other types: proportions get worse. With half as many, spots
+# of many cells with states that vary a lot were not done.
+_EPOCHS = 60
 # An amortised network starts from nothing for the states.
 _EPOCHS_AMORTISED = 100
 _PLAN = {"lr": 0.05, "eps": 1e-8, "weight_decay": 0.0, "kl_warmup_fraction": 0.0}
@@ -235,7 +236,7 @@ class DestVI(SpotAnalysis):
         Parameters
         ----------
         max_epochs
-            Passes over the spots; by default 30, or 100 with a network: more raise the likelihood a little further, and
+            Passes over the spots; by default 60, or 100 with a network: more raise the likelihood a little further, and
             let states imitate other types.
         train_size
             Share of the spots to train on; by default all of them. Spots can be held out with
