@@ -1,7 +1,8 @@
 """Cell types of spots: quality beside least squares and scvi-tools, a training step, and what a large slide takes.
 
 The last scvi-tools whose DestVI is the published model is 1.4.0, which needs an interpreter of its own, with jax:
-COUNTVI_SCVI_TOOLS_140 names it. Without, there are no figures of it. Expect, on two cores, one to three hours for the
+COUNTVI_SCVI_TOOLS_140 names it. Without, there are no figures of it. The simulation of the paper reads the folder of
+its inputs that COUNTVI_DESTVI_SIMULATION names (:mod:`spots`). Expect, on two cores, one to three hours for the
 quality with scvi-tools, most of it its own default epochs, and some twenty minutes without; some minutes for the step,
 and half an hour for the rest.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,28 @@ def _multimodal() -> Any:
     return model
 
 
+def _proteins(gaps: bool) -> Any:
+    adata = simulate_adata()
+    counts = np.random.default_rng(0).poisson(20.0, (adata.n_obs, 4)).astype(np.float32)
+    if gaps:
+        counts[(adata.obs["batch"] == adata.obs["batch"].iloc[0]).to_numpy(), 1] = np.nan
+        counts[3, 2] = np.nan
+    adata.obsm["protein"] = counts
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", errors.DataWarning)
+        countvi.TOTALVI.setup_anndata(adata, "protein", batch_key="batch")
+        model = countvi.TOTALVI(adata, n_latent=3, n_hidden=8)
+        model.train(1, enable_progress_bar=False)
+    return model
+
+
 CASES = {
     "observed library": _scvi,
     "inferred library": lambda: _scvi(use_observed_lib_size=False),
     "logistic": lambda: _scvi(latent_distribution="ln", gene_likelihood="nb"),
     "multimodal": _multimodal,
+    "proteins": lambda: _proteins(gaps=False),
+    "proteins, some not measured": lambda: _proteins(gaps=True),
 }
 
 
@@ -38,7 +56,9 @@ def _readouts(model: Any) -> list[np.ndarray]:
     sizes = model.get_latent_library_size()
     found = [model.get_latent_representation(), model.get_latent_representation(give_mean=False)]
     for part in (expression, sizes):
-        found += list(part.values()) if isinstance(part, dict) else [part]
+        found += list(part.values()) if isinstance(part, dict) else list(part) if isinstance(part, tuple) else [part]
+    if isinstance(model, countvi.TOTALVI):
+        found.append(model.get_protein_foreground_probability(n_samples=2, return_numpy=True))
     return found
 
 

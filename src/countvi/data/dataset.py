@@ -20,7 +20,7 @@ from countvi.data.columns import codes_of, continuous_of, size_factor_of
 from countvi.data.container import check_container, obs_column, part_of, part_text, rows_of
 from countvi.data.features import feature_names
 from countvi.data.measured import MaskedSource, Patterns, patterns_of
-from countvi.data.minified import AbsentSource, Stored, is_minified, stored_of
+from countvi.data.minified import AbsentSource, Stored, is_minified, measured_of, stored_of
 from countvi.data.registry import Modality, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.source import CountSource, InMemorySource, UnpairedSource, location_text, open_source
@@ -226,11 +226,13 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
         name, rows = modality.name, rows_of(data, modality.part)
         if is_minified(data):
             sources[name] = AbsentSource(data.n_obs, modality.n_features)
+            if (found := measured_of(data, name)) is not None:
+                patterns[name] = found
         else:
             sources[name] = _open(data, modality, rows)
         if rows is not None and (rows < 0).any():
             present[name] = torch.from_numpy(rows >= 0)
-        if modality.gaps is not None:
+        if modality.gaps is not None and not is_minified(data):
             found = patterns_of(data, modality, sources[name], codes[:, modality.gaps.column], rows)
             if found is not None:
                 patterns[name], sources[name] = found, MaskedSource(sources[name], found)

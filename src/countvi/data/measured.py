@@ -39,6 +39,13 @@ class Patterns:
     table: Tensor
     code: Tensor
 
+    @classmethod
+    def from_mask(cls, measured: NDArray[np.bool_]) -> Patterns:
+        """Find the patterns of a mask, ``(cells, features)``."""
+        known: dict[bytes, int] = {}
+        code = _number(measured, known)
+        return cls(_unpacked(known, measured.shape[1]), torch.from_numpy(code))
+
     @property
     def complete(self) -> bool:
         """Whether everything was measured in all cells."""
@@ -159,8 +166,7 @@ def patterns_of(
             measured[here >= 0] &= mask[here[here >= 0]]
         codes.append(_number(measured, known))
         start = stop
-    table = np.stack([np.unpackbits(np.frombuffer(key, np.uint8), count=n_features) for key in known])
-    patterns = Patterns(torch.from_numpy(table.astype(bool)), torch.from_numpy(np.concatenate(codes)))
+    patterns = Patterns(_unpacked(known, n_features), torch.from_numpy(np.concatenate(codes)))
     return None if patterns.complete else patterns
 
 
@@ -240,3 +246,9 @@ def _number(measured: NDArray[np.bool_], known: dict[bytes, int]) -> NDArray[np.
     found, inverse = np.unique(packed, axis=0, return_inverse=True)
     numbers = [known.setdefault(row.tobytes(), len(known)) for row in found]
     return np.asarray(numbers, dtype=np.int64)[inverse.reshape(-1)]
+
+
+def _unpacked(known: dict[bytes, int], n_features: int) -> Tensor:
+    """The table of patterns that were numbered."""
+    table = np.stack([np.unpackbits(np.frombuffer(key, np.uint8), count=n_features) for key in known])
+    return torch.from_numpy(table.astype(bool))

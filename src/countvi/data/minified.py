@@ -14,9 +14,9 @@ from torch import Tensor
 
 from countvi.batch import AbsentCounts, CountBlock
 from countvi.data.container import is_mudata
+from countvi.data.measured import Patterns
 from countvi.data.registry import Registry
 from countvi.data.source import CountSource
-from countvi.errors import OptionError
 
 if TYPE_CHECKING:
     from countvi.data.container import Container
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MINIFIED_KEY = "_scvi_adata_minify_type"
 """Entry of ``uns`` that marks such data, as in scvi-tools."""
 MINIFIED_TYPE: Final = "latent_posterior_parameters"
-_MEAN, _VARIANCE = "_latent_{}_mean", "_latent_{}_variance"
+_MEAN, _VARIANCE, _MEASURED = "_latent_{}_mean", "_latent_{}_variance", "_countvi_{}_measured"
 
 Stored = Mapping[str, tuple[Tensor, Tensor | None]]
 """Mean and standard deviation by latent variable; ``None`` for one that is given."""
@@ -62,7 +62,12 @@ class AbsentSource(CountSource):
         return AbsentCounts({})[""]
 
 
-def minified(data: Container, registry: Registry, posterior: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> Any:
+def minified(
+    data: Container,
+    registry: Registry,
+    posterior: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+    patterns: Mapping[str, Patterns],
+) -> Any:
     """Make data without counts that a model reads as those with counts.
 
     Parameters
@@ -73,23 +78,15 @@ def minified(data: Container, registry: Registry, posterior: Mapping[str, tuple[
         What the model was set up with.
     posterior
         Mean and standard deviation of each latent variable, ``(cells, ...)``.
+    patterns
+        Which features were measured in which cells, by modality; those measured whole are left out.
 
     Returns
     -------
     AnnData or MuData
-        ``obs``, the names of the features, and the posterior in ``obsm``.
-
-    Raises
-    ------
-    OptionError
-        If single features of a modality were not measured in some cells, which only the counts say.
+        ``obs``, the names of the features, and in ``obsm`` the posterior and what was measured.
     """
-    if any(modality.gaps is not None for modality in registry.modalities):
-        message = (
-            "A model of proteins cannot drop its counts: which proteins were measured in which cells is read from them."
-        )
-        raise OptionError(message)
-    obsm: dict[str, np.ndarray] = {}
+    obsm = {_MEASURED.format(name): p.of(torch.arange(len(p.code))).numpy() for name, p in patterns.items()}
     for name, (loc, scale) in posterior.items():
         obsm[_MEAN.format(name)] = _as_matrix(loc)
         if scale is not None:
@@ -130,6 +127,12 @@ def stored_of(data: Container) -> Stored:
         scale = None if variance is None else _as_tensor(variance).sqrt()
         stored[name] = (_as_tensor(data.obsm[key]), scale)
     return stored
+
+
+def measured_of(data: Container, modality: str) -> Patterns | None:
+    """Read which features of a modality were measured in which cells; ``None`` if all in all."""
+    measured = data.obsm.get(_MEASURED.format(modality))
+    return None if measured is None else Patterns.from_mask(np.asarray(measured, dtype=bool))
 
 
 def _bare(adata: AnnData, names: tuple[str, ...]) -> AnnData:

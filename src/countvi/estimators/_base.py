@@ -111,18 +111,13 @@ class CountEstimator(ScoredEstimator, ABC):
         ----------
         minified_data_type
             ``"latent_posterior_parameters"``; there is no other.
-
-        Raises
-        ------
-        OptionError
-            If the model measures proteins, of which only the counts say where they were measured.
         """
         choose("minified_data_type", minified_data_type, {data_layer.MINIFIED_TYPE: None})
         cells = self._cells(None, None, None)
         assert self.adata is not None
         self._training_fingerprint()  # of the counts, while they are here
         posterior = query.latent_posteriors(self.module, cells)
-        self.adata = data_layer.minified(self.adata, self.registry, posterior)
+        self.adata = data_layer.minified(self.adata, self.registry, posterior, self._need_data().patterns)
         self._data = self._bound(self.adata)
 
     @property
