@@ -217,8 +217,7 @@ class _Run:
         self.descent.train()
         # At every epoch, so that a resumed run goes back to where an uninterrupted one would.
         self.snapshot = Snapshot(self.model, self.optimizer)
-        with seeding.forked(dropout, device):
-            tally = self.replay(epoch, noise)
+        tally = self.replay(epoch, noise, dropout)
         if tally is None:
             tally = Tally()
             with seeding.forked(dropout, device):
@@ -240,7 +239,7 @@ class _Run:
         }
         return row_of(train, validation, extra)
 
-    def replay(self, epoch: int, noise: torch.Generator) -> Tally | None:
+    def replay(self, epoch: int, noise: torch.Generator, dropout: int) -> Tally | None:
         """Take the steps of an epoch without looking at any; ``None`` if that is not done, or one was not finite.
 
         In which case all is as before, and from then on every step is looked at.
@@ -250,7 +249,8 @@ class _Run:
         rows = self.feed.order(epoch)
         steps = range(self.state.steps_done, self.state.steps_done + len(rows))
         rates, kl_weights = [self._rate(step) for step in steps], [self.kl_weight(step) for step in steps]
-        tally = self.recorded.epoch(Timetable(rows, rates, kl_weights, noise.initial_seed()))
+        with seeding.forked(dropout, self.fabric.device):
+            tally = self.recorded.epoch(Timetable(rows, rates, kl_weights, noise.initial_seed()))
         if math.isfinite(tally.loss):
             self.state.steps_done += len(rows)
             return tally

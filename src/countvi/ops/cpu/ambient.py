@@ -15,9 +15,9 @@ import numpy as np
 from numba import carray
 
 from countvi.ops.cpu import dense, stored
-from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
+from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, strict
 from countvi.ops.cpu.elementary import ONE, TWO, ZERO, atanh_excess, exp, exp64, log, log64
-from countvi.ops.cpu.views import matrix
+from countvi.ops.cpu.views import integers, matrix, vector
 
 SLOTS = (
     "ticket",
@@ -72,7 +72,7 @@ _N_ROWS = 6
 @strict
 def _code(address, cells, cell):
     """Row of a table that a cell takes."""
-    return carray(pointer(address), (cells,), np.int64)[cell] if address != 0 else 0
+    return integers(address, cells)[cell] if address != 0 else 0
 
 
 @strict
@@ -152,9 +152,9 @@ def _parameters(job):
         matrix(job[_BACKGROUND], job[_BACKGROUND_ROWS], genes),
         (matrix(job[_LOG_SCALING], job[_SCALING_ROWS], genes), matrix(job[_SCALING], job[_SCALING_ROWS], genes)),
         (
-            carray(pointer(job[_VALUES]), (n,), np.float32),
-            carray(pointer(job[_COLUMNS]), (n,), np.int64),
-            carray(pointer(job[_OFFSETS]), (cells + 1,), np.int64),
+            vector(job[_VALUES], n),
+            integers(job[_COLUMNS], n),
+            integers(job[_OFFSETS], cells + 1),
         ),
     )
 
@@ -176,7 +176,7 @@ def _work_space(job, offsets):
 @strict
 def _table(address, chunk, n_table, genes):
     """The gradient by a table, as far as one chunk has a part in it."""
-    return carray(pointer(address), ((chunk + 1) * n_table if address != 0 else 0, genes), np.float32)
+    return matrix(address, (chunk + 1) * n_table, genes)
 
 
 @strict

@@ -15,7 +15,7 @@ from numba import carray
 from torch import Tensor
 
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, strict
-from countvi.ops.cpu.elementary import ONE, log
+from countvi.ops.cpu.elementary import ONE, ZERO, log
 from countvi.ops.cpu.job import run
 from countvi.ops.cpu.views import matrix, sums, vector
 from countvi.ops.reference.folds import FoldChanges
@@ -78,8 +78,8 @@ def _add_squares(row, total):
 def _count(row, delta, up, down):
     apart()
     for k in range(row.shape[0]):
-        up[k] += ONE if row[k] >= delta else np.float32(0)
-        down[k] += ONE if row[k] <= -delta else np.float32(0)
+        up[k] += ONE if row[k] >= delta else ZERO
+        down[k] += ONE if row[k] <= -delta else ZERO
 
 
 @strict

@@ -18,9 +18,9 @@ import numpy as np
 from numba import carray
 
 from countvi.ops.cpu import dense, stored
-from countvi.ops.cpu.compiler import digest, kernel, next_ticket, pointer, strict
+from countvi.ops.cpu.compiler import digest, kernel, next_ticket, strict
 from countvi.ops.cpu.elementary import ZERO
-from countvi.ops.cpu.views import matrix
+from countvi.ops.cpu.views import integers, matrix, vector
 
 SLOTS = (
     "ticket",
@@ -80,9 +80,9 @@ def _parameters(job):
 @strict
 def _counts(job):
     return (
-        carray(pointer(job[_VALUES]), (job[_NONZEROS],), np.float32),
-        carray(pointer(job[_COLUMNS]), (job[_NONZEROS],), np.int64),
-        carray(pointer(job[_OFFSETS]), (job[_CELLS] + 1,), np.int64),
+        vector(job[_VALUES], job[_NONZEROS]),
+        integers(job[_COLUMNS], job[_NONZEROS]),
+        integers(job[_OFFSETS], job[_CELLS] + 1),
     )
 
 

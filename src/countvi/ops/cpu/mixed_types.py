@@ -21,9 +21,9 @@ import numpy as np
 from numba import carray
 
 from countvi.ops.cpu import dense, stored
-from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
+from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, strict
 from countvi.ops.cpu.elementary import ZERO, log64
-from countvi.ops.cpu.views import matrix, vector
+from countvi.ops.cpu.views import integers, matrix, vector
 
 SLOTS = (
     "ticket",
@@ -71,9 +71,9 @@ _N_ROWS = 3
 @strict
 def _counts(job):
     return (
-        carray(pointer(job[_VALUES]), (job[_NONZEROS],), np.float32),
-        carray(pointer(job[_COLUMNS]), (job[_NONZEROS],), np.int64),
-        carray(pointer(job[_OFFSETS]), (job[_SPOTS] + 1,), np.int64),
+        vector(job[_VALUES], job[_NONZEROS]),
+        integers(job[_COLUMNS], job[_NONZEROS]),
+        integers(job[_OFFSETS], job[_SPOTS] + 1),
     )
 
 

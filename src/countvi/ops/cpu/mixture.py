@@ -15,7 +15,7 @@ from numba import carray
 from countvi.ops.cpu import stored
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
 from countvi.ops.cpu.elementary import ZERO, exp64, log1p64
-from countvi.ops.cpu.views import matrix
+from countvi.ops.cpu.views import integers, matrix, vector
 
 SLOTS = (
     "ticket",
@@ -65,9 +65,9 @@ def _gather(job, cell, dense_counts, proteins, work):
     """List the proteins that were measured in a cell, and their counts in X; return how many they are."""
     apart()
     n_proteins = job[_PROTEINS]
-    values = carray(pointer(job[_VALUES]), (job[_NONZEROS],), np.float32)
-    columns = carray(pointer(job[_COLUMNS]), (job[_NONZEROS],), np.int64)
-    offsets = carray(pointer(job[_OFFSETS]), (job[_CELLS] + 1,), np.int64)
+    values = vector(job[_VALUES], job[_NONZEROS])
+    columns = integers(job[_COLUMNS], job[_NONZEROS])
+    offsets = integers(job[_OFFSETS], job[_CELLS] + 1)
     dense_counts[:] = ZERO
     for position in range(offsets[cell], offsets[cell + 1]):
         dense_counts[columns[position]] += values[position]
