@@ -25,12 +25,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return :func:`linear` of a matrix in float32, without a gradient."""
+    """Return :func:`linear` of a matrix in float32, without a gradient; both may be parts of larger matrices."""
     return _product(x, weight, bias) if _is_worthwhile(x, weight) else functional.linear(x, weight, bias)
 
 
 def _is_worthwhile(x: Tensor, weight: Tensor) -> bool:
-    return x.numel() * weight.shape[0] >= _WORTHWHILE and _onednn() is not None
+    if x.numel() * weight.shape[0] < _WORTHWHILE or _onednn() is None:
+        return False
+    return _in_one_piece(x) and _in_one_piece(weight)
+
+
+def _in_one_piece(matrix: Tensor) -> bool:
+    # Rows or columns of a larger matrix oneDNN multiplies number by number, hundreds of times slower.
+    return matrix.ndim != 2 or matrix.is_contiguous() or matrix.t().is_contiguous()
 
 
 def _onednn() -> Any:
@@ -48,7 +55,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -57,9 +64,9 @@ class _Linear(torch.autograd.Function):
         d_x = d_weight = d_bias = None
         flat = grad.reshape(-1, grad.shape[-1])
         if ctx.needs_input_grad[0]:
-            d_x = _product(flat, weight.t(), None).view(x.shape)
+            d_x = product(flat, weight.t(), None).view(x.shape)
         if ctx.needs_input_grad[1]:
-            d_weight = _product(x.reshape(-1, x.shape[-1]).t(), flat.t(), None).t()
+            d_weight = product(x.reshape(-1, x.shape[-1]).t(), flat.t(), None).t()
         if ctx.needs_input_grad[2]:
             d_bias = flat.sum(0)
         return d_x, d_weight, d_bias
