@@ -29,11 +29,13 @@ from scipy.stats import rankdata, spearmanr
 
 BATCH = 128
 _PEER = "COUNTVI_SCVI_TOOLS_140"
-_SLIDES = {
-    "pbmc3k, types alike": ("pbmc3k", False),
-    "pbmc3k, rare and dominant types": ("pbmc3k", True),
-    "kang": ("kang", True),
-    "pdac": ("pdac", True),
+_RATES = (0.05, 0.2)
+_SLIDES: dict[str, tuple[str, dict[str, Any]]] = {
+    "pbmc3k, types alike": ("pbmc3k", {"uneven": False}),
+    "pbmc3k, rare and dominant types": ("pbmc3k", {}),
+    "pbmc3k, another assay": ("pbmc3k", {"assay": 0.5}),
+    "kang": ("kang", {}),
+    "pdac": ("pdac", {}),
 }
 
 
@@ -51,7 +53,7 @@ def quality(settings: Settings) -> list[Comparison]:
     rows = []
     n_genes, n_spots = settings.pick((1_000, 600), (100, 40))
     epochs = settings.pick(_Epochs(), _Epochs(2, 2))
-    for title, (name, uneven) in _SLIDES.items():
+    for title, (name, options) in _SLIDES.items():
         if name not in datasets.available():
             continue
         notes = f"{n_genes:,} genes, {n_spots} spots of 2 to 10 cells; proportions against shares of the RNA"
@@ -60,13 +62,16 @@ def quality(settings: Settings) -> list[Comparison]:
             for method in ("least squares on mean expression", "countvi", "scvi-tools 1.4.0")
         ]
         for seed in settings.seeds or settings.pick((0, 1), (0,)):
-            slide = spots.mixed(name, n_genes=n_genes, n_spots=n_spots, uneven=uneven, seed=seed)
-            found = [_least_squares(slide), _ours(slide, epochs, seed)]
+            slide = spots.mixed(name, n_genes=n_genes, n_spots=n_spots, seed=seed, **options)
+            took, model, reference = _fit_ours(slide, epochs, seed)
+            found = [_least_squares(slide), (took, model.get_proportions())]
             found += [_theirs(slide, epochs, seed)] if _PEER in os.environ else []
             for row, (took, proportions) in zip(methods, found, strict=False):
                 row.ours.append(sum(took))
                 for score, value in scores(proportions, slide.truth).items():
                     row.scores_ours.setdefault(score, []).append(value)
+            for score, value in _presence(model.get_presence(reference, seed=seed), slide.truth).items():
+                methods[1].scores_ours.setdefault(score, []).append(value)
         rows += [row for row in methods if row.ours]
     return rows
 
@@ -84,7 +89,7 @@ def paper(settings: Settings) -> list[Comparison]:
     for seed in settings.seeds or settings.pick((0, 1, 2), (0,)):
         slide = slide_of(seed=seed)
         notes = f"{slide.spots.n_obs:,} spots, {slide.reference.n_obs:,} cells, {slide.spots.n_vars:,} genes"
-        (took, proportions), (ours_took, model) = _least_squares(slide), _fit_ours(slide, epochs, seed)
+        (took, proportions), (ours_took, model, _) = _least_squares(slide), _fit_ours(slide, epochs, seed)
         for row, seconds_, found in zip(rows, (took, ours_took), (proportions, model.get_proportions()), strict=True):
             row.notes = notes
             row.ours.append(sum(seconds_))
@@ -184,6 +189,17 @@ def scores(proportions: pd.DataFrame, truth: spots.Truth) -> dict[str, float]:
     return told
 
 
+def _presence(calls: Any, truth: spots.Truth) -> dict[str, float]:
+    """What part of the calls at a rate is false, and what part of the types that are there is called."""
+    present = truth.cells[calls.fdr.columns].to_numpy() > 0
+    told = {}
+    for rate in _RATES:
+        called = calls.called(rate).to_numpy()
+        told[f"false calls of presence at a rate of {rate:g}"] = float((called & ~present).sum() / max(called.sum(), 1))
+        told[f"types called at a rate of {rate:g}"] = float((called & present).sum() / present.sum())
+    return told
+
+
 def _auroc(score: np.ndarray, positive: np.ndarray) -> float:
     ranks, n = rankdata(score), int(positive.sum())
     return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)))
@@ -206,11 +222,12 @@ def _least_squares(slide: spots.Slide) -> tuple[list[float], pd.DataFrame]:
 
 
 def _ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:
-    took, model = _fit_ours(slide, epochs, seed)
+    took, model, _ = _fit_ours(slide, epochs, seed)
     return took, model.get_proportions()
 
 
-def _fit_ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], Any]:
+def _fit_ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], Any, Any]:
+    """Seconds of the two models, the model of the spots, and that of the cells."""
     import countvi
 
     quiet = {"enable_progress_bar": False}
@@ -224,7 +241,7 @@ def _fit_ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[floa
         models[0].train(epochs.uncounted, **quiet)
         start = 0.0
     took.append(start + seconds(lambda: models[0].train(epochs.slide, **quiet)))
-    return took, models[0]
+    return took, models[0], reference
 
 
 def _theirs(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:

@@ -208,9 +208,3 @@ def test_missing_labels(missing: Any) -> None:
 def test_what_cannot_be_scored(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
-
-
-def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.neighbors", None)
-    with pytest.raises(OptionError, match=r"pip install 'countvi\[metrics\]'"):
-        graph_connectivity(STATES, LABELS)

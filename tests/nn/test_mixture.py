@@ -9,7 +9,7 @@ from scipy.optimize import minimize, nnls
 from scipy.stats import poisson
 
 from countvi.batch import CountBlock
-from countvi.nn.mixture import least_squares_abundances, mixture_abundances, without_each
+from countvi.nn.mixture import least_squares_abundances, mixture_abundances
 
 
 def test_same_as_scipy_on_weighted_rows() -> None:
@@ -79,27 +79,3 @@ def test_sparsity_removes_types_that_explain_less_than_it() -> None:
         CountBlock.from_dense(torch.from_numpy(counts)), torch.from_numpy(profiles), torch.ones(1, 3), sparsity=4.0
     )
     np.testing.assert_allclose(v.numpy(), [[3.0, 0.0, 0.0]])
-
-
-def test_ratio_without_a_type_is_that_of_two_fits_by_a_general_optimiser() -> None:
-    counts, profiles = _spots(4, 3)
-    block, tensor = CountBlock.from_dense(torch.from_numpy(counts)), torch.from_numpy(profiles)
-    fitted = mixture_abundances(block, tensor, torch.ones(3, 4, dtype=torch.float64), n_steps=1_500)
-    got = without_each(block, tensor, fitted, torch.arange(4), n_steps=1_500).numpy()
-    for s, spot in enumerate(counts):
-        whole = _deviance(fitted[s].numpy(), spot, profiles)
-        for c in range(4):
-            rest = np.delete(profiles, c, axis=0)
-            found = minimize(_deviance, np.ones(3), (spot, rest), bounds=[(1e-9, None)] * 3, method="L-BFGS-B")
-            assert got[s, c] == pytest.approx(2 * (found.fun - whole), abs=5e-3)
-
-
-def test_states_of_a_type_leave_together() -> None:
-    counts, profiles = _spots(5, 3)
-    block, tensor = CountBlock.from_dense(torch.from_numpy(counts)), torch.from_numpy(profiles)
-    fitted = mixture_abundances(block, tensor, torch.ones(3, 4, dtype=torch.float64), n_steps=1_500)
-    got = without_each(block, tensor, fitted, torch.tensor([0, 0, 0, 1]), n_steps=200).numpy()
-    for s, spot in enumerate(counts):
-        only = poisson.logpmf(spot, spot.sum() / profiles[3].sum() * profiles[3]).sum()
-        assert got[s, 0] == pytest.approx(2 * (-_deviance(fitted[s].numpy(), spot, profiles) - only), rel=1e-6)
-    assert np.isinf(without_each(block, tensor[:1], fitted[:, :1], torch.tensor([0])).numpy()).all()

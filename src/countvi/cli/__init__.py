@@ -267,7 +267,9 @@ def deconvolve(
     batch_key: Annotated[str | None, typer.Option(help="Column of obs of the reference: batches.")] = None,
     n_genes: Annotated[int, typer.Option(help="How many of the most variable shared genes to use.")] = 2_000,
     gene: Annotated[list[str] | None, typer.Option(help="Gene to draw by type; may be repeated.")] = None,
-    cells_per_spot: Annotated[int, typer.Option(help="Cells that a spot holds, for the presence calls.")] = 10,
+    cells_per_spot: Annotated[
+        float, typer.Option(help="Cells that a spot holds on average, for the presence calls.")
+    ] = 6,
     fdr: Annotated[float, typer.Option(help="False discovery rate of the presence map.")] = 0.05,
     max_epochs: Annotated[int | None, typer.Option(help="Epochs of the reference's model.")] = None,
     spatial_max_epochs: Annotated[int | None, typer.Option(help="Epochs of the slide's model.")] = None,

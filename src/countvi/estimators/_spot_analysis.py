@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast, final
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 
 from countvi import query, seeding
 from countvi.batch import RNA
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
 
     from countvi.estimators.condscvi import CondSCVI
 
-# Spots drawn to calibrate presence calls.
-_FEWEST_DRAWN, _MOST_DRAWN = 1_000, 5_000
-# Evidence, in nats, from which on a type is taken for present before anything is calibrated.
-_FIRST_GUESS = 10.0
 _FEWEST_SPOTS = 3
 _FEWEST_SAMPLES = 2
 
@@ -94,62 +89,49 @@ class SpotAnalysis(SpotEstimator, ABC):
         self,
         sc_model: CondSCVI,
         *,
-        cells_per_spot: int = 10,
+        cells_per_spot: float = 6,
         n_states: int = 4,
         seed: int = seeding.DEFAULT_SEED,
     ) -> PresenceCalls:
         r"""Return the probability that each type is in each spot at all.
 
-        The evidence is the likelihood of a spot's counts as a mixture of types, each in ``n_states`` states, over that
-        without the type. What it is worth is found on spots that are sums of cells of the reference, of the
-        composition and depth of those of the slide.
+        It is learned from spots that are sums of cells of the reference, with the depth of those of the slide: from how
+        much of each type seems to be in such a spot to the types that are.
 
         Parameters
         ----------
         sc_model
             The reference that this model was made from, with its cells.
         cells_per_spot
-            Cells that a spot holds.
+            Cells that a spot holds on average. The more there are, the more types are likely.
         n_states
             States per type: clusters of its reference cells.
         seed
-            Of the clusters and the simulated spots.
+            Of the clusters, the simulated spots and the forest.
 
         Raises
         ------
         MismatchError
             If the reference has other types, or lacks genes.
         """
-        _training.check_size("cells_per_spot", cells_per_spot)
+        if not cells_per_spot >= 1:
+            message = f"cells_per_spot must be at least 1; it is {cells_per_spot!r}."
+            raise OptionError(message)
         _training.check_size("n_states", n_states)
-        cells, labels, states, profiles = self._reference_cells(sc_model, n_states, seed)
-        spots = self._counts_of_spots()
-        types = np.repeat(np.arange(len(self.cell_types)), [len(part) for part in profiles])
-        stacked = np.concatenate(profiles)
-        abundance, evidence = query.evidence_of_types(spots, stacked, types)
-        totals = np.asarray(cells.sum(1)).ravel()
-        size = np.array([max(totals[labels == code].mean(), 1.0) for code in range(len(self.cell_types))])
-        rng = np.random.default_rng(seed)
-        library = np.asarray(spots.sum(1)).ravel()
-        n_drawn = int(np.clip(len(library), _FEWEST_DRAWN, _MOST_DRAWN))
-        likely = evidence > _FIRST_GUESS
-        factor = self.module.log_alpha.detach().cpu().double().exp().numpy()
-        for draw in range(2):  # the second with the composition that the first has found
-            rows = rng.choice(len(library), n_drawn, replace=n_drawn > len(library))
-            # A trace of everything, so that a spot without any likely type has a composition too.
-            shares = (abundance * (likely + 1e-6) + 1e-9)[rows] / size
-            drawn, n_of_type = query.sums_of_cells(
-                query.ReferenceCells(cells, labels, states),
-                shares / shares.sum(1, keepdims=True),
-                library[rows],
-                n_cells=cells_per_spot,
-                factor=factor,
-                seed=seed + draw,
-            )
-            _, known = query.evidence_of_types(drawn, stacked, types)
-            found = query.calibrated_presence(evidence, known, n_of_type > 0)
-            likely = rng.random(evidence.shape) < found.probability
-        return PresenceCalls(self._table(found.probability), self._table(found.fdr))
+        cells = self._reference_cells(sc_model, n_states, seed)
+        # A type of the registry need not have any cells.
+        codes, labels = np.unique(cells.labels, return_inverse=True)
+        found = query.presence_of_types(
+            self._counts_of_spots(),
+            cells._replace(labels=labels),
+            self.module.log_alpha.detach().cpu().double().exp().numpy(),
+            cells_per_spot=cells_per_spot,
+            seed=seed,
+        )
+        probability, fdr = np.zeros((2, len(found.fdr), len(self.cell_types)))
+        fdr += 1.0
+        probability[:, codes], fdr[:, codes] = found
+        return PresenceCalls(self._table(probability), self._table(fdr))
 
     def get_state_axes(self, label: str, *, spatial_key: str = "spatial", n_neighbors: int = 6) -> TypeAxes:
         """Return the directions in which the states of a type vary smoothly over the slide, and their genes.
@@ -297,10 +279,8 @@ class SpotAnalysis(SpotEstimator, ABC):
     def _counts_of_spots(self) -> sp.csr_array:
         return _stacked(self._cells(None, None, None))
 
-    def _reference_cells(
-        self, sc_model: CondSCVI, n_states: int, seed: int
-    ) -> tuple[sp.csr_array, np.ndarray, np.ndarray, list[np.ndarray]]:
-        """Counts, types and states of the reference's cells, and what each type expresses in each state."""
+    def _reference_cells(self, sc_model: CondSCVI, n_states: int, seed: int) -> query.ReferenceCells:
+        """Counts, types and states of the reference's cells."""
         if list(map(str, sc_model.cell_types)) != list(self.cell_types):
             message = "sc_model has other cell types than the reference that this model was made from."
             raise MismatchError(message)
@@ -315,14 +295,8 @@ class SpotAnalysis(SpotEstimator, ABC):
         labels = sc_model._need_data().codes[:, LABELS_COLUMN].numpy()
         loc, _ = query.latent_moments(sc_model.module, cells)
         states = query.subclusters(loc, labels, len(self.cell_types), n_states, seed)
-        profiles = []
-        with query.evaluation(self.module):
-            for code in range(len(self.cell_types)):
-                own = [loc[(labels == code) & (states == s)].mean(0) for s in np.unique(states[labels == code])]
-                gamma = torch.zeros(len(own), len(self.cell_types), loc.shape[1], device=self.device)
-                gamma[:, code] = torch.from_numpy(np.stack(own)).float()
-                profiles.append(self.module.expression(gamma, code).double().cpu().numpy())
-        return _stacked(cells)[:, [at[name] for name in genes]], labels, states, profiles
+        counts = sp.csr_array(_stacked(cells)[:, [at[name] for name in genes]])
+        return query.ReferenceCells(counts, labels, states)
 
 
 def _stacked(cells: query.Cells) -> sp.csr_array:

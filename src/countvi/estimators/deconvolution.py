@@ -58,7 +58,7 @@ def deconvolve(
     spatial_layer: str | None = None,
     batch_key: str | None = None,
     n_genes: int | None = 2_000,
-    cells_per_spot: int = 10,
+    cells_per_spot: float = 6,
     max_epochs: int | None = None,
     spatial_max_epochs: int | None = None,
     seed: int = seeding.DEFAULT_SEED,
@@ -83,7 +83,7 @@ def deconvolve(
     n_genes
         How many of the genes that both have are used, those that vary most in the reference; ``None`` for all.
     cells_per_spot
-        Cells that a spot holds, for the presence calls.
+        Cells that a spot holds on average, for the presence calls.
     max_epochs, spatial_max_epochs
         Epochs of the two models; by default their own.
     seed

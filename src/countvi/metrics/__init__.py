@@ -1,7 +1,6 @@
 """How well cell states keep cell types apart and batches together, in the definitions of scIB (Luecken et al. 2022).
 
-Functions of arrays: cell states ``(cells, dimensions)`` and a label or batch per cell. They need scikit-learn, which
-``pip install 'countvi[metrics]'`` brings.
+Functions of arrays: cell states ``(cells, dimensions)`` and a label or batch per cell.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Checks that all scores share, neighbours, and scikit-learn where it is installed."""
+"""Checks that all scores share, and neighbours."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,21 +10,6 @@ from countvi.errors import DataError, MismatchError, OptionError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-
-
-def sklearn(module: str) -> Any:
-    """Import a module of scikit-learn.
-
-    Raises
-    ------
-    OptionError
-        If it is not installed.
-    """
-    try:
-        return import_module(f"sklearn.{module}")
-    except ModuleNotFoundError as error:
-        message = "Scores need scikit-learn, which is not installed. Install it with `pip install 'countvi[metrics]'`."
-        raise OptionError(message) from error
 
 
 def check_states(states: ArrayLike) -> NDArray[np.float64]:
@@ -103,4 +87,6 @@ def nearest(states: NDArray[np.float64], n_neighbors: int) -> tuple[NDArray[np.f
             f"The number of neighbours must be between 1 and {len(states) - 1} (the other cells); got {n_neighbors}."
         )
         raise OptionError(message)
-    return sklearn("neighbors").NearestNeighbors(n_neighbors=n_neighbors).fit(states).kneighbors()
+    from sklearn.neighbors import NearestNeighbors  # slow to import, and only needed here
+
+    return NearestNeighbors(n_neighbors=n_neighbors).fit(states).kneighbors()

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from countvi.metrics._inputs import check_levels, check_states, check_varied, nearest, sklearn
+from countvi.metrics._inputs import check_levels, check_states, check_varied, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -34,14 +34,16 @@ def kmeans_agreement(states: ArrayLike, labels: ArrayLike, seed: int = 0) -> dic
         ``"nmi"``: normalised mutual information (arithmetic mean), 0 to 1; ``"ari"``: adjusted Rand index, 0 by
         chance, 1 for the same groups.
     """
+    from sklearn.cluster import KMeans  # slow to import, and only needed here
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     array = check_states(states)
     codes = check_levels(labels, len(array), "labels")
     n_labels = check_varied(codes, "labels")
-    clusters = sklearn("cluster").KMeans(n_labels, n_init=_STARTS, random_state=seed).fit_predict(array)
-    metrics = sklearn("metrics")
+    clusters = KMeans(n_labels, n_init=_STARTS, random_state=seed).fit_predict(array)  # type: ignore[arg-type]
     return {
-        "nmi": float(metrics.normalized_mutual_info_score(codes, clusters)),
-        "ari": float(metrics.adjusted_rand_score(codes, clusters)),
+        "nmi": float(normalized_mutual_info_score(codes, clusters)),
+        "ari": float(adjusted_rand_score(codes, clusters)),
     }
 
 

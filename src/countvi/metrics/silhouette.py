@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from countvi.errors import DataError
-from countvi.metrics._inputs import check_levels, check_states, check_varied, sklearn
+from countvi.metrics._inputs import check_levels, check_states, check_varied
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -28,12 +28,14 @@ def silhouette_label(states: ArrayLike, labels: ArrayLike) -> float:
     float
         From 0 to 1; 0.5 where labels overlap, 1 where they lie apart.
     """
+    from sklearn.metrics import silhouette_samples  # slow to import, and only needed here
+
     array = check_states(states)
     codes = check_levels(labels, len(array), "labels")
     if check_varied(codes, "labels") == len(array):
         message = "Every cell has a label of its own; a silhouette needs labels that cells share."
         raise DataError(message)
-    return float((1 + sklearn("metrics").silhouette_samples(array, codes).mean()) / 2)
+    return float((1 + silhouette_samples(array, codes).mean()) / 2)
 
 
 def silhouette_batch(states: ArrayLike, labels: ArrayLike, batch: ArrayLike) -> float:
@@ -58,14 +60,16 @@ def silhouette_batch(states: ArrayLike, labels: ArrayLike, batch: ArrayLike) -> 
     DataError
         If no label is in several batches.
     """
+    from sklearn.metrics import silhouette_samples
+
     array = check_states(states)
     kinds, batches = check_levels(labels, len(array), "labels"), check_levels(batch, len(array), "batch")
-    samples = sklearn("metrics").silhouette_samples
     means = []
     for kind in np.unique(kinds):
         of_kind = kinds == kind
         if 1 < len(np.unique(batches[of_kind])) < of_kind.sum():
-            means.append(1 - np.abs(samples(array[of_kind], batches[of_kind])).mean())
+            widths = np.asarray(silhouette_samples(array[of_kind], batches[of_kind]))
+            means.append(1 - np.abs(widths).mean())
     if not means:
         message = "No label is in several batches, so that nothing shows how well batches mix within labels."
         raise DataError(message)

@@ -24,13 +24,7 @@ from countvi.query.neighbors import Located, vote
 from countvi.query.outliers import inliers
 from countvi.query.populations import Drawing
 from countvi.query.predictive import joint_predictive, library_size, likelihood_parameters, posterior_predictive
-from countvi.query.presence import (
-    Presence,
-    ReferenceCells,
-    calibrated_presence,
-    evidence_of_types,
-    sums_of_cells,
-)
+from countvi.query.presence import Presence, ReferenceCells, presence_of_types
 from countvi.query.protein import (
     Denoised,
     SideBySide,
@@ -79,14 +73,12 @@ __all__ = [
     "axis_genes",
     "background_mean",
     "background_profile",
-    "calibrated_presence",
     "compare",
     "compare_types",
     "decontaminated_counts",
     "difference",
     "elbo",
     "evaluation",
-    "evidence_of_types",
     "expected_fdr",
     "feature_correlation",
     "foreground_probability",
@@ -106,6 +98,7 @@ __all__ = [
     "normalized_expression",
     "posterior_predictive",
     "predictive_check",
+    "presence_of_types",
     "proportion_thresholds",
     "protein_expression",
     "reconstruction",
@@ -113,7 +106,6 @@ __all__ = [
     "spatial_axes",
     "subclusters",
     "sum_counts",
-    "sums_of_cells",
     "type_counts",
     "type_expression",
     "type_states",

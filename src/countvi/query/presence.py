@@ -1,8 +1,7 @@
-"""Whether a type is in a spot at all: a probability, calibrated on spots that are sums of reference cells."""
+"""Whether a type is in a spot at all: a probability, learned from spots that are sums of reference cells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -11,15 +10,20 @@ import torch
 
 from countvi import seeding
 from countvi.batch import CountBlock
-from countvi.nn.mixture import least_squares_abundances, mixture_abundances, without_each
+from countvi.nn.mixture import least_squares_abundances, mixture_abundances
 
 # Spots that are dense at once.
 _CHUNK = 512
 # Share of a spot's counts at which a type starts that least squares puts at zero, from where it can rise.
 _LEAST_SHARE = 0.02
-# Types with fewer simulated spots that have them, or lack them, borrow from all other types.
-_FEWEST = 30
-_N_UPDATES = 200
+_N_SPOTS, _N_TREES = 2_000, 300
+# Concentration of the composition of simulated spots: a few types have most of the cells.
+_CONCENTRATION = 0.3
+# What is left of the differences between two assays when each gene has been given its factor: standard deviation of the
+# log. Without it, spots of another assay look like spots of more types than they are.
+_LEFT_OVER = 0.25
+# A type with fewer cells lends all of them to both the profiles and the spots.
+_FEWEST_CELLS = 4
 
 
 class Presence(NamedTuple):
@@ -31,13 +35,98 @@ class Presence(NamedTuple):
     """Expected share of false calls among the type's calls that are at least as probable."""
 
 
-def evidence_of_types(counts: sp.csr_array, profiles: np.ndarray, types: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit spots as mixtures of profiles, with all types and without each.
+class ReferenceCells(NamedTuple):
+    """Cells that spots can be made of."""
+
+    counts: sp.csr_array
+    """Whole numbers, shape ``(cells, genes)``."""
+    labels: np.ndarray
+    """Code of the type of each, shape ``(cells,)``; every code from 0 to the last has cells."""
+    states: np.ndarray
+    """Code of the state of each within its type, shape ``(cells,)``."""
+
+    def some(self, cells: np.ndarray) -> ReferenceCells:
+        """Return those in a mask ``(cells,)``."""
+        return ReferenceCells(sp.csr_array(self.counts[cells]), self.labels[cells], self.states[cells])
+
+
+def presence_of_types(
+    spots: sp.csr_array,
+    reference: ReferenceCells,
+    factor: np.ndarray,
+    *,
+    cells_per_spot: float,
+    seed: int = seeding.DEFAULT_SEED,
+) -> Presence:
+    """Learn to tell from a spot's counts which types are there, on sums of cells for which it is known.
+
+    One half of the cells of each type gives the profiles that spots are taken for mixtures of, the other half the
+    simulated spots: profiles fit their own cells better than those of a slide. A random forest (Breiman 2001) goes from
+    the abundances that are found in a spot to the types that it holds. Simulated spots do not follow what seems to be
+    on the slide, so that nothing that is found there can confirm itself.
 
     Parameters
     ----------
-    counts
-        Spots, shape ``(spots, genes)``.
+    spots
+        Counts, shape ``(spots, genes)``.
+    reference
+        Cells of the reference.
+    factor
+        How much of each gene the assay of the spots sees beside that of the cells, shape ``(genes,)``.
+    cells_per_spot
+        Mean number of cells of a spot.
+    seed
+        Of everything that is drawn.
+    """
+    from sklearn.ensemble import RandomForestClassifier  # slow to import, and only needed here
+
+    rng = np.random.default_rng(seed)
+    for_profiles, for_spots = _halves(reference.labels, rng)
+    profiles, types = profiles_of(reference.some(for_profiles))
+    mean = profiles.mean(0)
+    seen = factor * (mean.sum() / (factor @ mean))
+    profiles = profiles * seen
+    known, n_of_type = sums_of_cells(
+        reference.some(for_spots),
+        rng.choice(np.asarray(spots.sum(1)).ravel(), _N_SPOTS),
+        factor=seen * np.exp(rng.normal(0.0, _LEFT_OVER, len(seen))),
+        cells_per_spot=cells_per_spot,
+        rng=rng,
+    )
+    present = n_of_type > 0
+    several = present.shape[1] > 1
+    forest = RandomForestClassifier(
+        _N_TREES,
+        min_samples_leaf=3,
+        max_features=1 / 3,  # type: ignore[arg-type]
+        random_state=int(rng.integers(2**31)),
+        n_jobs=torch.get_num_threads(),
+    )
+    forest.fit(abundances(known, profiles, types), present if several else present[:, 0])
+    forest.set_params(n_jobs=1)  # several threads would add up in any order
+    said = forest.predict_proba(abundances(spots, profiles, types))
+    # Shares of trees by class; all simulated spots may hold a type, or none, and then there is one class.
+    by_type = zip(said, forest.classes_, strict=True) if several else [(said, forest.classes_)]
+    probability = np.stack([shares @ np.asarray(classes, dtype=float) for shares, classes in by_type], axis=1)
+    return Presence(probability, np.stack([false_discovery_rate(column) for column in probability.T], axis=1))
+
+
+def profiles_of(cells: ReferenceCells) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean expression of each type in each state, ``(profiles, genes)``, and the type of each profile."""
+    pairs, member = np.unique(np.stack([cells.labels, cells.states]), axis=1, return_inverse=True)
+    ones = np.ones(len(cells.labels))
+    sums = sp.csr_array(sp.csr_array((ones, (member.ravel(), np.arange(len(ones))))) @ cells.counts)
+    dense = sums.toarray().astype(np.float64)
+    return dense / np.maximum(dense.sum(1, keepdims=True), 1.0), pairs[0]
+
+
+def abundances(spots: sp.csr_array, profiles: np.ndarray, types: np.ndarray) -> np.ndarray:
+    """Fit spots as mixtures of profiles, in two ways.
+
+    Parameters
+    ----------
+    spots
+        Counts, shape ``(spots, genes)``.
     profiles
         Expected expression of each type, in one state or several, shape ``(profiles, genes)``.
     types
@@ -45,162 +134,100 @@ def evidence_of_types(counts: sp.csr_array, profiles: np.ndarray, types: np.ndar
 
     Returns
     -------
-    abundance, ratio
-        Counts of each type, and twice the log of the likelihood ratio with and without it, in nats; shape ``(spots,
-        types)`` each.
+    ndarray
+        Shares of the types by least squares, by maximum likelihood, and the log of the spot's counts, shape ``(spots, 2
+        types + 1)``, float32.
     """
-    frequency = torch.from_numpy(profiles / profiles.sum(1, keepdims=True)).float()
-    codes = torch.from_numpy(types)
-    n_types = int(types.max()) + 1
-    member = torch.nn.functional.one_hot(codes, n_types).float()
-    abundance, ratio = (np.empty((_shape(counts)[0], n_types), np.float32) for _ in range(2))
-    for start in range(0, _shape(counts)[0], _CHUNK):
-        block = _block(counts[start : start + _CHUNK])
-        fitted = least_squares_abundances(block, frequency)
-        fitted = fitted + _LEAST_SHARE * block.totals().unsqueeze(-1) / len(frequency)
-        fitted = mixture_abundances(block, frequency, fitted)
-        abundance[start : start + _CHUNK] = (fitted @ member).numpy()
-        ratio[start : start + _CHUNK] = without_each(block, frequency, fitted, codes).numpy()
-    return abundance, ratio
-
-
-class ReferenceCells(NamedTuple):
-    """Cells that spots can be made of."""
-
-    counts: sp.csr_array
-    """Whole numbers, shape ``(cells, genes)``."""
-    labels: np.ndarray
-    """Code of the type of each, shape ``(cells,)``."""
-    states: np.ndarray
-    """Code of the state of each within its type, shape ``(cells,)``."""
+    frequency = torch.from_numpy(profiles).float()
+    member = torch.nn.functional.one_hot(torch.from_numpy(types)).float()
+    rows = []
+    for start in range(0, _shape(spots)[0], _CHUNK):
+        block = _block(spots[start : start + _CHUNK])
+        squares = least_squares_abundances(block, frequency)
+        lifted = squares + _LEAST_SHARE * block.totals().unsqueeze(-1) / len(frequency)
+        likely = mixture_abundances(block, frequency, lifted)
+        shares = [fitted @ member for fitted in (squares, likely)]
+        shares = [fitted / fitted.sum(1, keepdim=True).clamp(min=1e-12) for fitted in shares]
+        rows.append(torch.cat([*shares, block.totals().unsqueeze(-1).log1p()], dim=1).numpy())
+    return np.concatenate(rows)
 
 
 def sums_of_cells(
-    reference: ReferenceCells,
-    shares: np.ndarray,
+    cells: ReferenceCells,
     library: np.ndarray,
     *,
-    n_cells: int,
-    factor: np.ndarray | None = None,
-    seed: int = seeding.DEFAULT_SEED,
+    factor: np.ndarray,
+    cells_per_spot: float,
+    rng: np.random.Generator,
 ) -> tuple[sp.csr_array, np.ndarray]:
     """Draw spots as sums of reference cells.
 
+    Their number is uniform from one to nearly twice the mean; their types follow a composition that is drawn for each
+    spot. In every second spot those of a type share a state: neighbours may be alike.
+
     Parameters
     ----------
-    reference
-        The cells. Those of one type in a spot are drawn from one state, as the model of the spots supposes: where
-        neighbours are alike, their deviations from the type do not cancel.
-    shares
-        Probability that a cell of a spot is of each type, shape ``(spots, types)``.
+    cells
+        To draw from.
     library
-        Counts that a spot has at most, shape ``(spots,)``: what there is more is thinned.
-    n_cells
-        Cells of a spot.
+        Expected counts of each spot, shape ``(spots,)``.
     factor
         How much of each gene the spots' assay sees beside that of the cells, shape ``(genes,)``.
-    seed
-        Of the draws.
+    cells_per_spot
+        Mean number of cells of a spot.
+    rng
+        Source of the draws.
 
     Returns
     -------
     spots, n_of_type
         Counts, and the number of cells of each type, shape ``(spots, types)``.
     """
-    cells, labels, states = reference
-    rng = np.random.default_rng(seed)
-    exact = shares.astype(np.float64)
-    n_of_type = rng.multinomial(n_cells, exact / exact.sum(1, keepdims=True))
-    spot, cell = [], []
-    for label in range(shares.shape[1]):
-        rows = np.repeat(np.arange(len(shares)), n_of_type[:, label])
-        pool = np.flatnonzero(labels == label)
-        pool = pool[np.argsort(states[pool], kind="stable")]
-        spot.append(rows)
-        cell.append(pool[_alike(states[pool], len(shares), rng)(rows)] if len(rows) else rows)
-    rows, columns = np.concatenate(spot), np.concatenate(cell)
-    member = sp.csr_array((np.ones(len(rows), np.float32), (rows, columns)), (len(shares), _shape(cells)[0]))
-    total = sp.csr_array(member @ cells)
-    seen = np.ones(_shape(cells)[1]) if factor is None else factor / factor.max()
-    depth = np.asarray(total @ seen).ravel()
-    keep = np.minimum(1.0, library / np.maximum(depth, 1.0))
-    probability = np.repeat(keep, np.diff(total.indptr)) * seen[total.indices]
-    total.data = rng.binomial(np.rint(total.data).astype(np.int64), probability).astype(np.float32)
+    n_spots, n_types = len(library), int(cells.labels.max()) + 1
+    n_cells = rng.integers(1, max(round(2 * cells_per_spot), 2), n_spots)
+    shares = rng.dirichlet(np.full(n_types, _CONCENTRATION), n_spots)
+    n_of_type = rng.multinomial(n_cells, shares)
+    alike = np.arange(n_spots) % 2 == 0
+    chosen = []
+    for label in range(n_types):
+        spot = np.repeat(np.arange(n_spots), n_of_type[:, label])
+        pool = np.flatnonzero(cells.labels == label)
+        pool = pool[np.argsort(cells.states[pool], kind="stable")]
+        states = cells.states[pool]
+        of_spot = states[rng.integers(len(states), size=n_spots)]
+        start = np.where(alike, np.searchsorted(states, of_spot), 0)
+        stop = np.where(alike, np.searchsorted(states, of_spot, side="right"), len(states))
+        chosen.append((spot, pool[start[spot] + (rng.random(len(spot)) * (stop - start)[spot]).astype(np.int64)]))
+    rows, columns = (np.concatenate(parts) for parts in zip(*chosen, strict=True))
+    member = sp.csr_array((np.ones(len(rows)), (rows, columns)), (n_spots, len(cells.labels)))
+    total = sp.csr_array(member @ cells.counts)
+    times = np.repeat(library / np.maximum(total @ factor, 1.0), np.diff(total.indptr)) * factor[total.indices]
+    # A count is seen a whole number of times, and once more with the probability that is left.
+    whole = np.floor(times)
+    counts = np.rint(total.data).astype(np.int64)
+    total.data = (counts * whole + rng.binomial(counts, times - whole)).astype(np.float32)
     total.eliminate_zeros()
     return total, n_of_type
 
 
-def _alike(states: np.ndarray, n_spots: int, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    """From the spot of each cell to a cell of sorted ``states``: one state for all cells of a spot."""
-    of_spot = states[rng.integers(len(states), size=n_spots)]
-    start, stop = np.searchsorted(states, of_spot), np.searchsorted(states, of_spot, side="right")
-    return lambda spot: start[spot] + (rng.random(len(spot)) * (stop - start)[spot]).astype(np.int64)
-
-
-def calibrated_presence(observed: np.ndarray, simulated: np.ndarray, present: np.ndarray) -> Presence:
-    r"""Turn evidence into the probability that a type is present.
-
-    Among simulated spots the share of those that have the type is a rising function of the evidence, found by isotonic
-    regression. As types may be more or less frequent on the slide than in the simulation, their frequency :math:`\pi`
-    on the slide is estimated by expectation and maximisation (Saerens, Latinne, Decaestecker 2002), and the odds are
-    multiplied by :math:`\pi (1 - \pi_0) / (\pi_0 (1 - \pi))`.
-
-    Parameters
-    ----------
-    observed
-        Evidence of each type in the spots, larger where it is more likely there; shape ``(spots, types)``.
-    simulated
-        The same for simulated spots.
-    present
-        Whether the type is in the simulated spot, bool.
-    """
-    probability = np.empty(observed.shape)
-    fdr = np.empty(observed.shape)
-    for c in range(observed.shape[1]):
-        seen, truth = simulated[:, c], present[:, c]
-        if min(truth.sum(), (~truth).sum()) < _FEWEST:
-            seen, truth = simulated.ravel(), present.ravel()
-        probability[:, c] = _shifted(_isotonic(seen, truth, observed[:, c]), float(truth.mean()))
-        fdr[:, c] = _false_discovery_rate(probability[:, c])
-    return Presence(probability, fdr)
-
-
-def _isotonic(evidence: np.ndarray, present: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Share of spots that have the type by their evidence, rising; never zero or one, as there are only so many."""
-    from scipy.optimize import isotonic_regression  # slow to import, and only needed here
-
-    values, inverse, sizes = np.unique(evidence, return_inverse=True, return_counts=True)
-    shares = np.bincount(inverse, weights=present) / sizes
-    fit = isotonic_regression(shares, weights=sizes)
-    starts = fit.blocks[:-1]
-    n = np.add.reduceat(sizes, starts)
-    smoothed = np.maximum.accumulate((fit.x[starts] * n + 0.5 * present.mean()) / (n + 0.5))
-    smoothed = np.minimum(smoothed, (len(evidence) - 0.5) / len(evidence))
-    # Constant within a block, and straight between the last of one and the first of the next.
-    ends = np.append(starts[1:], len(values)) - 1
-    return np.interp(at, np.stack([values[starts], values[ends]], 1).ravel(), np.repeat(smoothed, 2))
-
-
-def _shifted(probability: np.ndarray, prevalence: float) -> np.ndarray:
-    """Probabilities under the frequency that is found on the slide itself."""
-    if not 0.0 < prevalence < 1.0 or not len(probability):
-        return probability
-    odds = probability / (1.0 - probability) * (1.0 - prevalence) / prevalence
-    found, result = prevalence, probability
-    for _ in range(_N_UPDATES):
-        # One spot more that has the type and one that lacks it: no type is ruled out altogether.
-        found = (result.sum() + prevalence) / (len(result) + 1.0)
-        result = odds * found / (odds * found + 1.0 - found)
-    return result
-
-
-def _false_discovery_rate(probability: np.ndarray) -> np.ndarray:
+def false_discovery_rate(probability: np.ndarray) -> np.ndarray:
     """Mean probability of absence among the calls that are at least as probable (Newton et al. 2004)."""
     order = np.argsort(-probability, kind="stable")
     rate = np.cumsum(1.0 - probability[order]) / np.arange(1, len(order) + 1)
     out = np.empty(len(order))
     out[order] = rate
     return out
+
+
+def _halves(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of two halves of the cells of each type; both have all cells of a type that has too few."""
+    first, second = np.zeros((2, len(labels)), dtype=bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        half = len(rows) // 2 if len(rows) >= _FEWEST_CELLS else 0
+        first[rows[half:]] = True
+        second[rows[:half] if half else rows] = True
+    return first, second
 
 
 def _block(counts: sp.csr_array) -> CountBlock:
