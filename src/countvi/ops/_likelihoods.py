@@ -156,7 +156,8 @@ def mixed_types_negative_binomial(
     log_alpha
         Logarithm of the factor of each gene between the technologies, shape ``(genes,)``.
     abundance
-        :math:`\beta`, not negative, shape ``(spots, types + 1)``; the last column is the noise.
+        :math:`\beta`, not negative, shape ``(spots, types + 1)``; the last column is the noise. A type with an
+        abundance of exactly zero is left out of the spot: it takes no time, and its abundance has no slope.
     noise
         :math:`\epsilon`, not negative, the profile of the noise, shape ``(genes,)``.
     log_library

@@ -108,6 +108,38 @@ def test_spots(shape, types, weighted) -> None:
     assert_agrees(found, evaluate("reference", torch.float64, tensors, counts, weight, layer))
 
 
+@pytest.mark.parametrize("space", [1, 1 << 22])
+def test_types_that_a_spot_does_not_hold(space: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change nothing, have no slope, and no product is made for them."""
+    from countvi.ops.cpu import mixed_types_autograd
+
+    monkeypatch.setattr(mixed_types_autograd, "_SPACE", space)
+    rows, plain = [], mixed_types_autograd.product
+
+    def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows.append(len(x))
+        return plain(x, weight, bias)
+
+    monkeypatch.setattr(mixed_types_autograd, "product", noted)
+    tensors, counts, layer = spots_problem(23, 50, types=4)
+    held = torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.4
+    held[5], held[6], held[7:, 2] = False, True, False
+    tensors[2][:, :-1] *= held
+    weight = torch.rand(23, generator=torch.Generator().manual_seed(9))
+    found = evaluate("cpu", torch.float32, tensors, counts, weight, layer)
+    assert sum(rows) == 2 * held.sum()
+    assert_agrees(found, evaluate("reference", torch.float64, tensors, counts, weight, layer))
+    by_hidden, by_abundance = found[1], found[3]
+    assert ((by_hidden != 0).any(-1) == held).all()
+    assert ((by_abundance[:, :-1] != 0) == held).all()
+    # Those that are held are as if the others were not in the list of types.
+    alone = [tensors[0][:1, held[0]], tensors[1], tensors[2][:1, [*held[0].tolist(), True]], tensors[3]]
+    first = CountBlock.from_dense(counts.to_dense()[:1])
+    one = evaluate("reference", torch.float64, [*alone, tensors[4][:1], tensors[5]], first, weight[:1], layer)
+    torch.testing.assert_close(found[0][:1].double(), one[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(by_abundance[0, :-1][held[0]].double(), one[3][0, :-1], rtol=1e-4, atol=1e-5)
+
+
 def test_spots_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with products large enough for oneDNN; the parts do not change a bit of what a spot gives."""
     from countvi.ops.cpu import mixed_types_autograd

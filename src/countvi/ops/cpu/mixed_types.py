@@ -1,9 +1,9 @@
 """The kernel of spots that mix cell types: from the logits of a few spots, types x genes each, to value and slopes.
 
-The logits are read once and overwritten by the gradient. Softplus and sigmoid of the types of one spot stay in the
-second level of cache between the sum over types, which the likelihood needs, and what the likelihood's slope is
-multiplied by. Slopes are of the log-likelihood of a spot itself: what multiplies them is known later, and each spot's
-own number. The sums over spots are left to the caller.
+A spot has as many rows of logits as types that it holds. They are read once and overwritten by the gradient. Softplus
+and sigmoid of the types of one spot stay in the second level of cache between the sum over types, which the likelihood
+needs, and what the likelihood's slope is multiplied by. Slopes are of the log-likelihood of a spot itself: what
+multiplies them is known later, and each spot's own number. The sums over spots are left to the caller.
 
 With s = alpha sum_c v_c softplus(l_c) + v_noise noise, r = library s, and e = d log p / d s (library included),
 
@@ -31,9 +31,12 @@ SLOTS = (
     "here",
     "spots",
     "types",
+    "pairs",
     "genes",
     "nonzeros",
     "logits",
+    "starts",
+    "kinds",
     "abundance",
     "alpha",
     "noise",
@@ -53,14 +56,15 @@ SLOTS = (
 )
 """What the numbers of a job are: sizes, then addresses, zero for an array that is absent.
 
-``logits`` are of the ``here`` spots from ``first`` on; all else is of all spots. ``d_shape`` is e; without it there is
-no gradient. ``d_log_alpha`` and ``d_p_logits`` have a row per spot.
+``kinds`` are the types of the pairs of spot and type, spot by spot from ``starts`` on. ``logits`` are of the pairs of
+the ``here`` spots from ``first`` on; all else is of all spots. ``d_abundance`` is zero at the start. ``d_shape`` is e;
+without it there is no gradient. ``d_log_alpha`` and ``d_p_logits`` have a row per spot.
 """
 
-(_TICKET, _FIRST, _HERE, _SPOTS, _TYPES, _GENES, _NONZEROS) = range(7)
-(_LOGITS, _ABUNDANCE, _ALPHA, _NOISE, _LIBRARY, _P_LOGITS, _P_SOFTPLUS, _P_SIGMOID) = range(7, 15)
-(_VALUES, _COLUMNS, _OFFSETS, _OUT, _D_SHAPE, _D_LOG_ALPHA, _D_ABUNDANCE) = range(15, 22)
-(_D_LOG_LIBRARY, _D_P_LOGITS) = range(22, 24)
+(_TICKET, _FIRST, _HERE, _SPOTS, _TYPES, _PAIRS, _GENES, _NONZEROS) = range(8)
+(_LOGITS, _STARTS, _KINDS, _ABUNDANCE, _ALPHA, _NOISE, _LIBRARY, _P_LOGITS) = range(8, 16)
+(_P_SOFTPLUS, _P_SIGMOID, _VALUES, _COLUMNS, _OFFSETS, _OUT) = range(16, 22)
+(_D_SHAPE, _D_LOG_ALPHA, _D_ABUNDANCE, _D_LOG_LIBRARY, _D_P_LOGITS) = range(22, 27)
 _N_SLOTS = len(SLOTS)
 # By a shape that is smaller, the derivative is as there, so that it stays finite.
 _SMALLEST = 1e-30
@@ -116,6 +120,15 @@ def _put_slopes(slopes, genes, library, r, out):
 
 
 @strict
+def _types_of(job, spot):
+    """The types that a spot holds, and their logits."""
+    starts, kinds = integers(job[_STARTS], job[_SPOTS] + 1), integers(job[_KINDS], job[_PAIRS])
+    before, last = starts[job[_FIRST]], starts[job[_FIRST] + job[_HERE]]
+    logits = matrix(job[_LOGITS], last - before, job[_GENES])
+    return kinds[starts[spot] : starts[spot + 1]], logits[starts[spot] - before : starts[spot + 1] - before]
+
+
+@strict
 def _gradient(job, spot, nonzero, space):
     """Write the slopes of a spot; rows of the space are softplus, the shapes of what is zero, and the types' part."""
     rows, work, _ = space
@@ -135,10 +148,10 @@ def _gradient(job, spot, nonzero, space):
     by_abundance = matrix(job[_D_ABUNDANCE], n_spots, types + 1)[spot]
     by_abundance[types] = np.float32(dense.dot(slopes, vector(job[_NOISE], genes)))
     dense.product_into(slopes, np.float32(1), vector(job[_ALPHA], genes), by_type)
-    logits = matrix(job[_LOGITS], job[_HERE] * types, genes)
-    for c in range(types):
-        by_abundance[c] = np.float32(dense.dot(by_type, rows[c][:genes]))
-        dense.multiply_scaled(logits[(spot - job[_FIRST]) * types + c], abundance[c], by_type)
+    kinds, logits = _types_of(job, spot)
+    for i in range(kinds.shape[0]):
+        by_abundance[kinds[i]] = np.float32(dense.dot(by_type, rows[i][:genes]))
+        dense.multiply_scaled(logits[i], abundance[kinds[i]], by_type)
 
 
 @strict
@@ -149,11 +162,11 @@ def _spot(job, spot, counts, space):
     own, shapes = rows[types][:genes], rows[types + 1][:genes]
     library = np.float64(vector(job[_LIBRARY], n_spots)[spot])
     abundance = matrix(job[_ABUNDANCE], n_spots, types + 1)[spot]
-    logits = matrix(job[_LOGITS], job[_HERE] * types, genes)
+    kinds, logits = _types_of(job, spot)
     own[:] = ZERO
-    for c in range(types):
-        dense.soften(logits[(spot - job[_FIRST]) * types + c], rows[c][:genes])
-        dense.add_scaled(rows[c][:genes], abundance[c], own)
+    for i in range(kinds.shape[0]):
+        dense.soften(logits[i], rows[i][:genes])
+        dense.add_scaled(rows[i][:genes], abundance[kinds[i]], own)
     _mix(own, abundance[types], vector(job[_ALPHA], genes), vector(job[_NOISE], genes), shapes)
     nonzero = all_genes[: stored.gather(counts, spot, all_genes, work)]
     n = nonzero.shape[0]

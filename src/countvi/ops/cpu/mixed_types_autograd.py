@@ -2,7 +2,7 @@
 
 A few spots at a time: the product with the decoder's last layer, the kernel, which turns the logits into their
 gradient, and the product back. So the logits of all types of all spots never exist at once, and there are two products
-in all.
+in all. What a spot does not hold is left out of both.
 """
 
 from __future__ import annotations
@@ -128,16 +128,22 @@ def _solve(
     slopes = None
     if any(needed):
         slopes = _Slopes(
-            hidden=torch.empty_like(hidden) if needed[0] else None,
+            hidden=torch.zeros_like(hidden) if needed[0] else None,
             log_alpha=hidden.new_empty(n_spots, n_genes) if needed[1] else None,
-            abundance=torch.empty_like(abundance),
+            abundance=torch.zeros_like(abundance),
             shape=hidden.new_empty(n_spots, n_genes),
             log_library=torch.empty_like(log_library),
             p_logits=hidden.new_empty(n_spots, n_genes) if needed[5] else None,
         )
+    held = abundance[:, :-1] != 0
+    starts = torch.cat([held.new_zeros(1, dtype=torch.int64), held.sum(1).cumsum(0)])
+    at = held.flatten().nonzero().squeeze(-1)
     numbers = {
         "spots": n_spots,
         "types": n_types,
+        "pairs": len(at),
+        "starts": starts,
+        "kinds": at % n_types,
         "genes": n_genes,
         "nonzeros": counts.values.shape[0],
         "abundance": abundance,
@@ -154,13 +160,15 @@ def _solve(
     }
     if slopes is not None:
         numbers |= {f"d_{name}": value for name, value in slopes._asdict().items() if name != "hidden"}
-    size = max(1, min(n_spots, _SPACE // max(1, 4 * n_types * n_genes)))
+    bounds = starts.tolist()
+    rows = hidden.view(-1, n_units)
+    size = max(1, min(n_spots, _SPACE * n_spots // max(1, 4 * len(at) * n_genes)))
     for first in range(0, n_spots, size):
-        chosen = hidden[first : first + size]
-        here = chosen.shape[0]
-        logits = product(chosen.reshape(-1, n_units), *layer).contiguous()
+        here = min(size, n_spots - first)
+        pairs = at[bounds[first] : bounds[first + here]]
+        logits = product(rows.index_select(0, pairs), *layer).contiguous()
         work = _COST * logits.numel()
         run(mixed_types.MIXED_TYPES, mixed_types.SLOTS, work=work, first=first, here=here, logits=logits, **numbers)
         if slopes is not None and slopes.hidden is not None:
-            slopes.hidden[first : first + size] = product(logits, layer.weight.t(), None).view_as(chosen)
+            slopes.hidden.view(-1, n_units).index_copy_(0, pairs, product(logits, layer.weight.t(), None))
     return out, slopes

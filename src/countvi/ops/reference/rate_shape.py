@@ -50,10 +50,12 @@ def mixed_types_negative_binomial(
     counts: CountBlock,
 ) -> Cells:
     """Log-likelihood per spot."""
+    types, of_noise = abundance[:, :-1], abundance[:, -1:]
+    types = torch.where(types == 0, 0.0, types)  # without a slope
     with torch.autocast(hidden.device.type, enabled=False):
         profiles = softplus(functional.linear(hidden, *layer))
-        mixed = (abundance[:, None, :-1] @ profiles).squeeze(1)
-    shape = log_library.exp()[:, None] * (log_alpha.exp() * mixed + abundance[:, -1:] * noise)
+        mixed = (types[:, None] @ profiles).squeeze(1)
+    shape = log_library.exp()[:, None] * (log_alpha.exp() * mixed + of_noise * noise)
     return _Entries.apply(shape, _Log.apply(at_stored(shape, counts)), p_logits, counts).sum(-1)
 
 
