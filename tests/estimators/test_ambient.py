@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,26 @@ def test_there_is_no_weight_decay_unless_asked_for() -> None:
     assert not plain.equals(background(plan_kwargs={"weight_decay": 0.1}))
     with pytest.raises(OptionError, match="plan_kwargs must be a dictionary"):
         background(plan_kwargs=[])
+
+
+def test_the_divergence_weighs_fully_from_early_on() -> None:
+    model = build(SETUPS["batch"])
+    model.train(20, **QUIET)
+    assert (model.history["kl_weight"].iloc[1:] == 1.0).all()
+    slow = build(SETUPS["batch"])
+    slow.train(20, plan_kwargs={"kl_warmup_fraction": 0.5}, **QUIET)
+    assert (slow.history["kl_weight"] < 1.0).sum() in (9, 10)
+
+
+def test_peaks_are_trained_for_two_fifths_as_long() -> None:
+    genes, peaks = make_rna(), make_rna()
+    peaks.var["feature_types"] = "Peaks"
+    lengths = []
+    for adata in (genes, peaks):
+        model = build(SETUPS["batch"], adata)
+        model.train(**QUIET)
+        lengths.append(len(model.history))
+    assert lengths[1] == math.ceil(0.4 * lengths[0]) < lengths[0]
 
 
 def test_the_batch_and_what_it_stands_for() -> None:

@@ -226,6 +226,7 @@ class Trainable(ABC):
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             resume=resume,
             companions=self._companions(),
+            relative_length=self._relative_length(),
         )
         fabric = _training.make_fabric(accelerator, devices, strategy, precision, logger)
         hooks = [*progress_callback(enable_progress_bar), *callbacks]
@@ -243,6 +244,10 @@ class Trainable(ABC):
     def _companions(self) -> Sequence[Companion]:
         """What is trained beside the model."""
         return ()
+
+    def _relative_length(self) -> float:
+        """Epochs of a run that names none, as a multiple of those that the number of cells asks for."""
+        return 1.0
 
     @property
     def history(self) -> pd.DataFrame:

@@ -138,7 +138,7 @@ def settle_split(current: Split | None, request: SplitRequest, n_cells: int, see
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a user asked ``train`` for; the fields are its arguments."""
+    """What a user asked ``train`` for: its arguments, what is trained beside the model, and the default's length."""
 
     max_epochs: int | None
     batch_size: int
@@ -150,6 +150,8 @@ class TrainRequest:
     checkpoint_dir: Path | None
     resume: bool
     companions: Sequence[Companion] = ()
+    relative_length: float = 1.0
+    """Epochs of a run that names none, as a multiple of those that the number of cells asks for."""
 
 
 def train(
@@ -196,6 +198,8 @@ def train(
     max_epochs = request.max_epochs
     if max_epochs is None:
         max_epochs = default_max_epochs(dataset.n_cells, feed.n_steps(fabric.world_size), request.plan)
+        if request.plan.schedule == "one-cycle":
+            max_epochs = math.ceil(request.relative_length * max_epochs)
     check_size("max_epochs", max_epochs)
     if request.checkpoint_dir is not None:
         _make_folder(request.checkpoint_dir)

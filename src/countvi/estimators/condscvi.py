@@ -20,7 +20,6 @@ from countvi.estimators._rna import RNAEstimator
 from countvi.estimators._training import check_size
 from countvi.nn.observation import ObserveRateShape
 from countvi.nn.start import start_shapes
-from countvi.train import TrainingPlan, default_max_epochs
 
 if TYPE_CHECKING:
     from typing import Self
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 # A rare type counts at most as if it were this share of the cells.
 _LEAST_SHARE = 0.05
 # Times the epochs of SCVI: what is left to gain after those still shows in the proportions of spots.
-_LONGER = 3
+_LONGER = 3.0
 
 
 class CondSCVI(RNAEstimator):
@@ -179,12 +178,10 @@ class CondSCVI(RNAEstimator):
         splits = ("validation_size", "external_indexing", "datasplitter_kwargs", "early_stopping")
         if train_size is None and not any(arguments.get(name) for name in splits):
             train_size = 1.0
-        plan, batch_size = TrainingPlan.from_kwargs(arguments.get("plan_kwargs")), arguments.get("batch_size", 128)
-        if max_epochs is None and plan.schedule == "one-cycle":
-            check_size("batch_size", batch_size)
-            n_cells = self._need_data().n_cells
-            max_epochs = _LONGER * default_max_epochs(n_cells, -(-n_cells // batch_size), plan)
         super().train(max_epochs, train_size=train_size, **arguments)
+
+    def _relative_length(self) -> float:
+        return _LONGER
 
     def get_vamp_prior(
         self,
