@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from countvi.batch import CountBlock
 from countvi.data import BackedSource, ColumnMap, InMemorySource, open_source
+from countvi.data.rows import has_repeats
 from countvi.data.source import SparseReader
 from countvi.errors import DataError, DataWarning, UnknownNameError
 
@@ -260,3 +261,14 @@ def test_an_unknown_container_is_named() -> None:
 
     with pytest.raises(DataError, match=r"adata\.X is a builtins\.dict, which countvi cannot read"):
         open_source(Lazy(), "X")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_only_what_stands_twice_is_summed(repeated: bool) -> None:
+    """Rows whose columns are in no order are read as they lie."""
+    columns = np.array([4, 1, 4 if repeated else 3, 2, 0])
+    matrix = sp.csr_matrix((np.arange(1.0, 6.0), columns, [0, 3, 5]), shape=(2, 5))
+    assert has_repeats(matrix) == repeated
+    block = InMemorySource(matrix).take(np.array([0, 1]))
+    np.testing.assert_array_equal(block.columns, [1, 4, 0, 2] if repeated else columns)
+    np.testing.assert_array_equal(matrix.indices, columns)

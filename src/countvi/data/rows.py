@@ -124,6 +124,7 @@ def has_repeats(matrix: Any) -> bool:
         chunk = matrix[start : start + step]  # a copy, so that it can be sorted in place
         if not chunk.has_canonical_format:
             chunk.sort_indices()
-            if not chunk.has_canonical_format:
+            # A matrix remembers what it was before it was sorted; one of the same arrays does not.
+            if not sp.csr_matrix((chunk.data, chunk.indices, chunk.indptr), shape=chunk.shape).has_canonical_format:
                 return True
     return False
