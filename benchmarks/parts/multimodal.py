@@ -1,6 +1,6 @@
 """RNA and chromatin of the same nuclei: the joint state beside that of either modality, and its attribution.
 
-SNARE-seq of the mouse cortex. Takes about 6 minutes on 2 cores.
+SNARE-seq of the mouse cortex. Takes about 5 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runs import Run
 
 import countvi
 
-_PICTURE = HERE.parent / "docs" / "attribution.png"
+_PICTURE = HERE.parent / "docs" / "images" / "attribution.png"
 
 
 def measure(settings: Settings) -> list[Comparison]:
