@@ -1,4 +1,4 @@
-"""The other side of the deconvolution: scvi-tools 1.4.0 in an interpreter of its own.
+"""The other side of the deconvolution: scvi-tools in a process of its own, 1.4.0 in an interpreter of its own.
 
 ``python destvi_peer.py FOLDER`` reads ``reference.h5ad`` and ``slide.h5ad`` with ``job.json`` beside them, and writes
 ``proportions.csv`` and ``seconds.json``.
@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     cells, slide = (anndata.read_h5ad(folder / f"{name}.h5ad") for name in ("reference", "slide"))
     scvi.model.CondSCVI.setup_anndata(cells, labels_key="cell_type")
-    reference = scvi.model.CondSCVI(cells)
+    reference = scvi.model.CondSCVI(cells, **job["options"])
     took = {}
     start = time.perf_counter()
     reference.train(job["reference_epochs"], **quiet)

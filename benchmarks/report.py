@@ -63,6 +63,7 @@ _TARGETS = (
     _Target("regularized-step: training step", 4),
     _Target("totalvi-step: training step", 5),
     _Target("deconvolution-step: training step", 2.5),
+    _Target("deconvolution-step-today: training step", 25),
     _Target("differential: one-versus-rest", 10),
 )
 

@@ -53,6 +53,7 @@ PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "multimodal": multimodal.measure,
     "regularized": regularized.measure,
     "deconvolution-step": deconvolution.step,
+    "deconvolution-step-today": deconvolution.step_of_today,
     "deconvolution-whole": deconvolution.whole,
     "deconvolution-paper": deconvolution.paper,
     "deconvolution-quality": deconvolution.quality,
