@@ -124,6 +124,9 @@ def test_requests_that_cannot_be_met_say_why(fitted) -> None:
         model.differential_expression("a", "side", "top")
     with pytest.raises(OptionError, match="Lower min_proportion"):
         model.differential_expression("a", "side", "left", min_proportion=1.001)
+    for wrong in (0.5, float("inf"), float("nan"), "six"):
+        with pytest.raises(OptionError, match="cells_per_spot must be a number of at least 1; got"):
+            model.get_presence(reference, cells_per_spot=wrong)
     with pytest.raises(OptionError, match="in both"):
         model.adata.obs["all"] = "one"
         model.differential_expression("a", "side", "left", sample_key="all")

@@ -409,7 +409,8 @@ def test_inliers_are_the_bulk():
 
 
 def test_inliers_agree_with_scikit_learn():
-    covariance = pytest.importorskip("sklearn.covariance")
+    from sklearn import covariance
+
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(300, 3)) * [1, 5, 0.2], rng.normal(8, 1, (30, 3))])
     robust = covariance.MinCovDet(random_state=0).fit(x)

@@ -9,7 +9,8 @@ import pytest
 import scipy.sparse as sp
 
 from countvi import query
-from countvi.query.presence import ReferenceCells, abundances, false_discovery_rate, profiles_of, sums_of_cells
+from countvi.query.effects import false_discovery_rate
+from countvi.query.presence import ReferenceCells, abundances, profiles_of, sums_of_cells
 
 N_GENES = 80
 

@@ -114,8 +114,8 @@ class SpotAnalysis(SpotEstimator, ABC):
         MismatchError
             If the reference has other types, or lacks genes.
         """
-        if not cells_per_spot >= 1:
-            message = f"cells_per_spot must be at least 1; it is {cells_per_spot!r}."
+        if not isinstance(cells_per_spot, (int, float)) or not 1 <= cells_per_spot < np.inf:
+            message = f"cells_per_spot must be a number of at least 1; got {cells_per_spot!r}."
             raise OptionError(message)
         _training.check_size("n_states", n_states)
         cells = self._reference_cells(sc_model, n_states, seed)

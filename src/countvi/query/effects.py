@@ -272,11 +272,21 @@ def expected_fdr(probability: np.ndarray, target: float) -> np.ndarray:
     ndarray
         Mask of the set, shape ``(features,)``.
     """
+    return false_discovery_rate(probability) <= target
+
+
+def false_discovery_rate(probability: np.ndarray) -> np.ndarray:
+    """Mean probability of an error among the discoveries that are at least as probable (Newton et al. 2004).
+
+    Parameters
+    ----------
+    probability
+        That a discovery is one, shape ``(n,)``.
+    """
     order = np.argsort(-probability, kind="stable")
-    expected = np.cumsum(1.0 - probability[order]) / np.arange(1, len(order) + 1)
-    picked = np.zeros(len(order), dtype=bool)
-    picked[order[expected <= target]] = True
-    return picked
+    rate = np.empty(len(order))
+    rate[order] = np.cumsum(1.0 - probability[order]) / np.arange(1, len(order) + 1)
+    return rate
 
 
 def estimated_delta(effects: np.ndarray, share: float = 0.6, least: float = 0.1) -> float:

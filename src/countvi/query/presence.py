@@ -11,6 +11,7 @@ import torch
 from countvi import seeding
 from countvi.batch import CountBlock
 from countvi.nn.mixture import least_squares_abundances, mixture_abundances
+from countvi.query.effects import false_discovery_rate
 
 # Spots that are dense at once.
 _CHUNK = 512
@@ -208,15 +209,6 @@ def sums_of_cells(
     total.data = (counts * whole + rng.binomial(counts, times - whole)).astype(np.float32)
     total.eliminate_zeros()
     return total, n_of_type
-
-
-def false_discovery_rate(probability: np.ndarray) -> np.ndarray:
-    """Mean probability of absence among the calls that are at least as probable (Newton et al. 2004)."""
-    order = np.argsort(-probability, kind="stable")
-    rate = np.cumsum(1.0 - probability[order]) / np.arange(1, len(order) + 1)
-    out = np.empty(len(order))
-    out[order] = rate
-    return out
 
 
 def _halves(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
