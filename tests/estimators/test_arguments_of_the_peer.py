@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
+import pandas as pd
 import pytest
 
 import countvi
@@ -61,6 +64,64 @@ def test_labels_are_asked_for_only_where_they_are_read(adata):
     by_label.train(1, enable_progress_bar=False)
     with pytest.raises(UnknownNameError, match="'label'"):
         by_label.get_latent_representation(query)
+
+
+def test_the_set_up_can_be_looked_at(adata, capsys):
+    model = build(adata)
+    model.view_anndata_setup()
+    told = capsys.readouterr().out
+    assert f"{adata.n_vars:,} genes in X" in told
+    assert "batch: obs['batch']" in told
+    for name, n_cells in adata.obs["batch"].value_counts().items():
+        line = next(line for line in told.splitlines() if f" {name} " in line)
+        assert f" {n_cells} " in line
+
+
+def test_where_a_model_is_put(adata):
+    model = build(adata)
+    model.to_device("auto")
+    assert model.device.type in ("cpu", "cuda")
+    with pytest.raises(OptionError, match="cannot be moved to device 'nowhere'"):
+        model.to_device("nowhere")
+
+
+@pytest.mark.parametrize(
+    "name", ["TOTALVI", "CondSCVI", "DestVI", "AmbientRegularizedSCVI", "RegularizedMultimodalVI"]
+)
+def test_a_notebook_can_complete_every_argument_of_train(name):
+    """What a method passes on is in its signature too, and none of its own arguments is lost."""
+    shown = inspect.signature(getattr(countvi, name).train).parameters
+    passed_on = inspect.signature(countvi.SCVI.train).parameters
+    assert set(passed_on) <= set(shown)
+    assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in shown.values())
+    assert list(shown)[:2] == ["self", "max_epochs"]
+
+
+def test_a_notebook_can_complete_every_argument_of_a_comparison():
+    shown = inspect.signature(countvi.TOTALVI.differential_expression).parameters
+    passed_on = inspect.signature(countvi.SCVI.differential_expression).parameters
+    assert set(passed_on) - set(shown) == {"modality"}
+    assert list(shown)[:4] == list(passed_on)[:4]
+    assert shown["pseudocounts"].default == 1e-5
+
+
+@pytest.mark.parametrize(
+    "given", [{"lr": 0.003}, {"n_epochs_kl_warmup": 2}, {"n_steps_kl_warmup": 5}, {"reduce_lr_on_plateau": True}]
+)
+def test_entries_of_the_plan_that_the_peer_has_as_arguments(given, adata):
+    """They do what they do in plan_kwargs, and go before it."""
+    adata.obsm["protein"] = pd.DataFrame(adata.X[:, :4].toarray() + 1, index=adata.obs_names, columns=list("wxyz"))
+    countvi.TOTALVI.setup_anndata(adata, "protein", batch_key="batch")
+    impatient = {"schedule": "constant", "lr_patience": 0, "lr_threshold": 1e9}
+    other = dict.fromkeys(given, False if given == {"reduce_lr_on_plateau": True} else 1)
+    histories = []
+    for arguments, plan in ((given, {}), ({}, given), (given, other), ({}, {})):
+        model = countvi.TOTALVI(adata, n_hidden=8, n_latent=2)
+        model.train(3, **arguments, plan_kwargs=impatient | plan, batch_size=45, enable_progress_bar=False)
+        histories.append(model.history.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(histories[0], histories[1])
+    pd.testing.assert_frame_equal(histories[0], histories[2])
+    assert not histories[0].equals(histories[3])
 
 
 def test_something_else_than_an_anndata():

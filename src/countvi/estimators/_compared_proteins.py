@@ -13,6 +13,7 @@ from countvi.batch import PROTEIN, RNA
 from countvi.errors import OptionError
 from countvi.estimators._compared import ComparedEstimator
 from countvi.estimators._differential import Feature, differential, number
+from countvi.estimators._passing import passes_on_to
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 class ComparedProteins(ComparedEstimator, ABC):
     """Base of the estimators with RNA and protein: both are compared in one table."""
 
+    @passes_on_to(ComparedEstimator.differential_expression, without=("modality",))
     def differential_expression(
         self,
         *arguments: Any,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from countvi.data import Modality
     from countvi.estimators._trainable import Trainable
@@ -33,6 +35,34 @@ def describe(model: Trainable) -> str:
             "  options: " + ", ".join(f"{name}={_brief(value)}" for name, value in model._init_args.items()),
         ]
     )
+
+
+def print_setup(model: Trainable) -> None:
+    """Print where the counts lie, and a table of the categories of each covariate."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console, registry = Console(highlight=False), model.registry
+    for modality in registry.modalities:
+        console.print(f"{modality.n_features:,} {modality.noun}s in {_where(modality)}", markup=False)
+    for key in registry.continuous_keys:
+        console.print(f"continuous covariate in obs[{key!r}]", markup=False)
+    if registry.size_factor_key is not None:
+        console.print(f"size factors in obs[{registry.size_factor_key!r}]", markup=False)
+    for i, column in enumerate(registry.columns):
+        if column.key is None:
+            continue
+        serves = ", ".join(registry.purposes.of(i)) if registry.purposes is not None else ""
+        table = Table("category", title=escape(f"{serves or column.role}: obs[{column.key!r}]"), title_justify="left")
+        table.add_column("code", justify="right")
+        table.add_column("cells", justify="right")
+        sizes = None if model._data is None else np.bincount(model._data.codes[:, i], minlength=len(column.categories))
+        for code, category in enumerate(column.categories[:_LONG]):
+            table.add_row(escape(str(category)), str(code), "" if sizes is None else f"{sizes[code]:,}")
+        if len(column.categories) > _LONG:
+            table.add_row(f"and {len(column.categories) - _LONG:,} more", "", "")
+        console.print(table)
 
 
 def _where(modality: Modality) -> str:

@@ -17,6 +17,8 @@ from countvi.estimators._build_regularized import RegularizedOptions
 from countvi.estimators._compared import ComparedEstimator
 from countvi.estimators._differential import importance
 from countvi.estimators._indices import Indices
+from countvi.estimators._passing import passes_on_to
+from countvi.train.config import plan_entries
 
 if TYPE_CHECKING:
     from typing import Self
@@ -89,6 +91,7 @@ class RegularizedEstimator(ComparedEstimator, ABC):
     def _over(self, modality: str | None, compute: Callable[[str], Any], names: Sequence[str] | None = None) -> Any:
         """Compute something of a modality, or of all that are meant if none is named."""
 
+    @passes_on_to(ComparedEstimator.train)
     def train(
         self,
         max_epochs: int | None = None,
@@ -120,11 +123,8 @@ class RegularizedEstimator(ComparedEstimator, ABC):
         if early_stopping_min_delta is None:
             n_features = sum(m.n_features for m in self.registry.modalities)
             early_stopping_min_delta = n_features * early_stopping_min_delta_per_feature
-        if plan_kwargs is None or isinstance(plan_kwargs, Mapping):
-            plan_kwargs = {**_PLAN, **(plan_kwargs or {})}
-        super().train(
-            max_epochs, early_stopping_min_delta=early_stopping_min_delta, plan_kwargs=plan_kwargs, **arguments
-        )
+        plan = _PLAN | plan_entries(plan_kwargs)
+        super().train(max_epochs, early_stopping_min_delta=early_stopping_min_delta, plan_kwargs=plan, **arguments)
 
     def _relative_length(self) -> float:
         peaks = any(modality.feature_type == data_layer.PEAKS for modality in self.registry.modalities)

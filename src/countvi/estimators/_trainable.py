@@ -16,7 +16,7 @@ from countvi import query, seeding
 from countvi.errors import MismatchError, NotSetUpError, NotTrainedError, OptionError
 from countvi.estimators import _persistence, _training
 from countvi.estimators._checked import CheckedCells
-from countvi.estimators._describe import describe
+from countvi.estimators._describe import describe, print_setup
 from countvi.estimators._indices import Indices, resolve_rows
 from countvi.models._base import CountModel
 from countvi.train import Callback, Companion, EarlyStopping, Row, TrainingPlan, progress_callback
@@ -121,6 +121,13 @@ class Trainable(ABC):
         self._need_data()
         assert self.adata is not None
         return data_layer.confounding_table(data_layer.covariate_codes(self.adata, self.registry), self.registry)
+
+    def view_anndata_setup(self) -> None:
+        """Print what the model was set up with: where its counts lie, and the categories of each covariate.
+
+        Categories are listed with the number of cells of the model's data in each.
+        """
+        print_setup(self)
 
     # ---------------------------------------------------------------- training
 
@@ -283,11 +290,18 @@ class Trainable(ABC):
     def to_device(self, device: str | torch.device) -> None:
         """Move the model.
 
+        Parameters
+        ----------
+        device
+            As in torch, ``"cuda:0"``; or ``"auto"``: an NVIDIA GPU if there is one, else the CPU.
+
         Raises
         ------
         OptionError
             If there is no such device.
         """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.module.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
@@ -326,7 +340,7 @@ class Trainable(ABC):
             Data for the read-outs; genes are matched by name and categories by value, no ``setup_anndata`` is needed.
             ``None`` takes the data saved with the model, if any; ``False`` takes none.
         device
-            Where to put the model.
+            Where to put the model; see :meth:`to_device`.
 
         Raises
         ------

@@ -16,10 +16,13 @@ from countvi.data.registry import LABELS_COLUMN
 from countvi.errors import OptionError, UnknownNameError, did_you_mean
 from countvi.estimators._build_destvi import CondSCVIOptions, build_condscvi
 from countvi.estimators._options import known_options
+from countvi.estimators._passing import passes_on_to
 from countvi.estimators._rna import RNAEstimator
+from countvi.estimators._trainable import Trainable
 from countvi.estimators._training import check_size
 from countvi.nn.observation import ObserveRateShape
 from countvi.nn.start import start_shapes
+from countvi.train.config import plan_entries
 
 if TYPE_CHECKING:
     from typing import Self
@@ -161,7 +164,16 @@ class CondSCVI(RNAEstimator):
         """The types, in the order of their codes."""
         return list(self.registry.columns[LABELS_COLUMN].categories)
 
-    def train(self, max_epochs: int | None = None, *, train_size: float | None = None, **arguments: Any) -> None:
+    @passes_on_to(Trainable.train)
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        lr: float | None = None,
+        train_size: float | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
         """Fit the model.
 
         Parameters
@@ -169,16 +181,18 @@ class CondSCVI(RNAEstimator):
         max_epochs
             Passes over the training cells; by default fewer the more cells there are, and three times as many as for
             :class:`countvi.SCVI`: the spatial model can be no better than this one.
+        lr
+            Peak learning rate; the same as ``plan_kwargs={"lr": ...}``, and goes before it.
         train_size
             Share of the cells to train on; by default all of them, unless ``validation_size``, ``external_indexing``
             or ``early_stopping`` ask for another split.
-        arguments
-            All other arguments of :meth:`countvi.SCVI.train`.
+        plan_kwargs, arguments
+            As of :meth:`countvi.SCVI.train`, and so are all other arguments.
         """
         splits = ("validation_size", "external_indexing", "datasplitter_kwargs", "early_stopping")
         if train_size is None and not any(arguments.get(name) for name in splits):
             train_size = 1.0
-        super().train(max_epochs, train_size=train_size, **arguments)
+        super().train(max_epochs, train_size=train_size, plan_kwargs=plan_entries(plan_kwargs, lr=lr), **arguments)
 
     def _relative_length(self) -> float:
         return _LONGER

@@ -15,6 +15,7 @@ from countvi.batch import RNA
 from countvi.errors import OptionError
 from countvi.estimators._build_destvi import DestVIOptions, Reference, SpotStart, build_destvi, empty_reference
 from countvi.estimators._options import known_options
+from countvi.estimators._passing import passes_on_to
 from countvi.estimators._spatial import (
     Teaching,
     given_abundances,
@@ -24,7 +25,9 @@ from countvi.estimators._spatial import (
     teach_abundances,
 )
 from countvi.estimators._spot_analysis import SpotAnalysis
+from countvi.estimators._trainable import Trainable
 from countvi.estimators._training import SplitRequest, check_size, settle_split
+from countvi.train.config import plan_entries
 
 if TYPE_CHECKING:
     from typing import Self
@@ -230,7 +233,17 @@ class DestVI(SpotAnalysis):
         """
         data_layer.remember(cls, adata, data_layer.setup_anndata(adata, layer=layer))
 
-    def train(self, max_epochs: int | None = None, *, train_size: float | None = None, **arguments: Any) -> None:
+    @passes_on_to(Trainable.train)
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        lr: float | None = None,
+        train_size: float | None = None,
+        n_epochs_kl_warmup: int | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
         """Fit the model.
 
         Parameters
@@ -238,12 +251,14 @@ class DestVI(SpotAnalysis):
         max_epochs
             Passes over the spots; by default 60, or 100 with a network: more raise the likelihood a little further, and
             let states imitate other types.
+        lr, n_epochs_kl_warmup
+            The same as in ``plan_kwargs``, and go before it.
         train_size
             Share of the spots to train on; by default all of them. Spots can be held out with
             ``amortization="both"`` only: the others have parameters that nothing but their own counts can tell.
-        arguments
-            All other arguments of :meth:`countvi.SCVI.train`. ``plan_kwargs`` starts from a rate of 0.05 without KL
-            warm-up, as the proportions do not start from nothing.
+        plan_kwargs, arguments
+            As of :meth:`countvi.SCVI.train`, and so are all other arguments. The plan starts from a rate of 0.05
+            without KL warm-up, as the proportions do not start from nothing.
         """
         splits = ("validation_size", "external_indexing", "datasplitter_kwargs", "early_stopping")
         holds_out = (train_size is not None and train_size < 1) or any(arguments.get(name) for name in splits)
@@ -256,7 +271,7 @@ class DestVI(SpotAnalysis):
             raise OptionError(message)
         if train_size is None and not holds_out:
             train_size = 1.0
-        plan = {**_PLAN, **(arguments.pop("plan_kwargs", None) or {})}
+        plan = _PLAN | plan_entries(plan_kwargs, lr=lr, n_epochs_kl_warmup=n_epochs_kl_warmup)
         default = _EPOCHS_AMORTISED if any(self._options.amortised) else _EPOCHS
         epochs = default if max_epochs is None else max_epochs
         if self._options.amortised[1] and not self.is_trained and self._taught is not None:

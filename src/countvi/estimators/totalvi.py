@@ -15,8 +15,11 @@ from countvi.batch import PROTEIN
 from countvi.errors import FileFormatError, shorten
 from countvi.estimators._build_totalvi import Start, TOTALVIOptions, adversary_scale, build_totalvi
 from countvi.estimators._indices import Indices, resolve_rows
+from countvi.estimators._passing import passes_on_to
 from countvi.estimators._proteins import ProteinEstimator
+from countvi.estimators._trainable import Trainable
 from countvi.train import BatchAdversary, Companion
+from countvi.train.config import plan_entries
 
 if TYPE_CHECKING:
     from typing import Self
@@ -311,12 +314,16 @@ class TOTALVI(ProteinEstimator):
             return registry
         return data_layer.with_unmeasured_in_new_panels(registry, self.registry, query)
 
+    @passes_on_to(Trainable.train)
     def train(
         self,
         max_epochs: int | None = None,
         *,
         lr: float | None = None,
         batch_size: int = 256,
+        reduce_lr_on_plateau: bool | None = None,
+        n_steps_kl_warmup: int | None = None,
+        n_epochs_kl_warmup: int | None = None,
         adversarial_classifier: bool | float | None = None,
         plan_kwargs: Mapping[str, Any] | None = None,
         **arguments: Any,
@@ -329,9 +336,11 @@ class TOTALVI(ProteinEstimator):
             Passes over the training cells; by default fewer the more cells there are: 48 for 2,000, 5 for a million
             (:func:`countvi.train.default_max_epochs`).
         lr
-            Peak learning rate; the same as ``plan_kwargs={"lr": ...}``.
+            Peak learning rate.
         batch_size
             Cells per step.
+        reduce_lr_on_plateau, n_steps_kl_warmup, n_epochs_kl_warmup
+            These and ``lr`` are the same as in ``plan_kwargs``, and go before it.
         adversarial_classifier
             Train a classifier of the batch beside the model, which learns cell states that do not tell it. ``True``
             weights it by one minus the KL weight, a number by that. By default where proteins are missing and there is
@@ -347,7 +356,13 @@ class TOTALVI(ProteinEstimator):
         """
         missing = PROTEIN in self._need_data().patterns
         self._adversary_scale = adversary_scale(adversarial_classifier, self.registry.batch.n_levels, missing=missing)
-        plan = dict(plan_kwargs or {}) | ({} if lr is None else {"lr": lr})
+        plan = plan_entries(
+            plan_kwargs,
+            lr=lr,
+            reduce_lr_on_plateau=reduce_lr_on_plateau,
+            n_steps_kl_warmup=n_steps_kl_warmup,
+            n_epochs_kl_warmup=n_epochs_kl_warmup,
+        )
         super().train(max_epochs, batch_size=batch_size, plan_kwargs=plan, **arguments)
 
     def _companions(self) -> Sequence[Companion]:

@@ -70,6 +70,20 @@ def _number(name: str, value: Any, kind: type, fits: Callable[[float], bool], wo
     return kind(value)
 
 
+def plan_entries(plan_kwargs: Any, **given: Any) -> dict[str, Any]:
+    """Return the entries of a user's ``plan_kwargs``; those ``given`` otherwise, if not ``None``, go before them.
+
+    Raises
+    ------
+    OptionError
+        If it is neither a dictionary nor ``None``.
+    """
+    if plan_kwargs is not None and not isinstance(plan_kwargs, Mapping):
+        message = f"plan_kwargs must be a dictionary, such as {{'lr': 0.01}}; got {type(plan_kwargs).__name__}."
+        raise OptionError(message)
+    return {**(plan_kwargs or {}), **{name: value for name, value in given.items() if value is not None}}
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """Optimiser, learning rate and KL warm-up.
@@ -143,10 +157,7 @@ class TrainingPlan:
         OptionError
             If a name is unknown, with the closest that exist.
         """
-        if kwargs is not None and not isinstance(kwargs, Mapping):
-            message = f"plan_kwargs must be a dictionary, such as {{'lr': 0.01}}; got {type(kwargs).__name__}."
-            raise OptionError(message)
-        kwargs = dict(kwargs or {})
+        kwargs = plan_entries(kwargs)
         known = [field.name for field in dataclasses.fields(cls)]
         for name in kwargs:
             if name not in known:
