@@ -85,9 +85,7 @@ def test_where_a_model_is_put(adata):
         model.to_device("nowhere")
 
 
-@pytest.mark.parametrize(
-    "name", ["TOTALVI", "CondSCVI", "DestVI", "AmbientRegularizedSCVI", "RegularizedMultimodalVI"]
-)
+@pytest.mark.parametrize("name", ["TOTALVI", "CondSCVI", "DestVI", "AmbientRegularizedSCVI", "RegularizedMultimodalVI"])
 def test_a_notebook_can_complete_every_argument_of_train(name):
     """What a method passes on is in its signature too, and none of its own arguments is lost."""
     shown = inspect.signature(getattr(countvi, name).train).parameters

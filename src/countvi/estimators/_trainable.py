@@ -123,10 +123,7 @@ class Trainable(ABC):
         return data_layer.confounding_table(data_layer.covariate_codes(self.adata, self.registry), self.registry)
 
     def view_anndata_setup(self) -> None:
-        """Print what the model was set up with: where its counts lie, and the categories of each covariate.
-
-        Categories are listed with the number of cells of the model's data in each.
-        """
+        """Print where the model's counts lie, and the categories of each covariate with their numbers of cells."""
         print_setup(self)
 
     # ---------------------------------------------------------------- training
@@ -300,13 +297,7 @@ class Trainable(ABC):
         OptionError
             If there is no such device.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.module.to(torch.device(device))
-        except (RuntimeError, AssertionError) as error:
-            message = f"The model cannot be moved to device {str(device)!r}: {str(error).splitlines()[0]}"
-            raise OptionError(message) from error
+        _training.place(self.module, device)
 
     # ---------------------------------------------------------------- files
 
@@ -400,11 +391,8 @@ class Trainable(ABC):
 
     def _need_split(self) -> data_layer.Split:
         if self._split is None:
-            message = (
-                f"This {type(self).__name__} has no split into training and held-out cells yet. Call model.train() "
-                "first."
-            )
-            raise NotTrainedError(message)
+            name = type(self).__name__
+            raise NotTrainedError(f"This {name} has no split into training and held-out cells yet. Call model.train().")
         return self._split
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from countvi.data import Dataset, Split, make_split, split_from_indices
 from countvi.errors import NonFiniteError, OptionError, shorten
@@ -318,6 +319,17 @@ def _explain(error: NonFiniteStep, data: Dataset) -> str:
         f"plan_kwargs={{'lr': ...}} or with "
         "plan_kwargs={'gradient_clip_val': 10}."
     )
+
+
+def place(module: nn.Module, device: str | torch.device) -> None:
+    """Move a module; behind :meth:`countvi.SCVI.to_device`."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        module.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        message = f"The model cannot be moved to device {str(device)!r}: {str(error).splitlines()[0]}"
+        raise OptionError(message) from error
 
 
 def check_learns(model: CountModel) -> None:

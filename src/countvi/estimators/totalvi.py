@@ -356,13 +356,8 @@ class TOTALVI(ProteinEstimator):
         """
         missing = PROTEIN in self._need_data().patterns
         self._adversary_scale = adversary_scale(adversarial_classifier, self.registry.batch.n_levels, missing=missing)
-        plan = plan_entries(
-            plan_kwargs,
-            lr=lr,
-            reduce_lr_on_plateau=reduce_lr_on_plateau,
-            n_steps_kl_warmup=n_steps_kl_warmup,
-            n_epochs_kl_warmup=n_epochs_kl_warmup,
-        )
+        warmup = {"n_steps_kl_warmup": n_steps_kl_warmup, "n_epochs_kl_warmup": n_epochs_kl_warmup}
+        plan = plan_entries(plan_kwargs, lr=lr, reduce_lr_on_plateau=reduce_lr_on_plateau, **warmup)
         super().train(max_epochs, batch_size=batch_size, plan_kwargs=plan, **arguments)
 
     def _companions(self) -> Sequence[Companion]:
