@@ -13,7 +13,7 @@ import torch
 
 from countvi import data as data_layer
 from countvi import query, seeding
-from countvi.errors import MismatchError, NotSetUpError, NotTrainedError, OptionError
+from countvi.errors import MismatchError, NotSetUpError, NotTrainedError
 from countvi.estimators import _persistence, _training
 from countvi.estimators._checked import CheckedCells
 from countvi.estimators._describe import describe, print_setup
@@ -391,8 +391,8 @@ class Trainable(ABC):
 
     def _need_split(self) -> data_layer.Split:
         if self._split is None:
-            name = type(self).__name__
-            raise NotTrainedError(f"This {name} has no split into training and held-out cells yet. Call model.train().")
+            message = f"This {type(self).__name__} has no split into training and held-out cells: call model.train()."
+            raise NotTrainedError(message)
         return self._split
 
     def __repr__(self) -> str:
