@@ -122,6 +122,25 @@ def test_entries_of_the_plan_that_the_peer_has_as_arguments(given, adata):
     assert not histories[0].equals(histories[3])
 
 
+def test_a_rate_by_name_of_cells_and_of_spots(adata):
+    countvi.CondSCVI.setup_anndata(adata, labels_key="label")
+    countvi.DestVI.setup_anndata(adata)
+    reference = countvi.CondSCVI(adata, n_hidden=8, n_latent=2)
+    reference.train(1, enable_progress_bar=False)
+    makers = (
+        lambda: countvi.CondSCVI(adata, n_hidden=8, n_latent=2),
+        lambda: countvi.DestVI.from_rna_model(adata, reference, vamp_prior_p=2),
+    )
+    for make in makers:
+        losses = []
+        for arguments in ({"lr": 0.003}, {"plan_kwargs": {"lr": 0.003}}, {}):
+            model = make()
+            model.train(2, **arguments, batch_size=45, enable_progress_bar=False)
+            losses.append(model.history["train_loss"].to_numpy())
+        np.testing.assert_array_equal(losses[0], losses[1])
+        assert not np.array_equal(losses[0], losses[2])
+
+
 def test_something_else_than_an_anndata():
     with pytest.raises(DataError, match=r"An AnnData is expected here; got numpy.ndarray"):
         countvi.SCVI.setup_anndata(np.zeros((3, 3)))
