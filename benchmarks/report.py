@@ -133,9 +133,9 @@ def _scores(rows: list[Comparison]) -> list[str]:
     lines = []
     for score in dict.fromkeys(score for row in rows for score in row.scores_ours):
         for row in rows:
-            ours, theirs = row.scores_ours.get(score, []), row.scores_theirs.get(score, [])
-            digits = 6 if max(map(abs, ours), default=0.0) >= 100 else 3  # log-likelihoods differ in the last ones
-            if ours:
+            if ours := row.scores_ours.get(score):
+                digits = 6 if abs(ours[0]) >= 100 else 3  # log-likelihoods differ in the last ones
+                theirs = row.scores_theirs.get(score, [])
                 lines.append([score, row.work, spread(ours, digits), spread(theirs, digits)])
     return [_table(["score", "of", "countvi", rows[0].other], lines)] if lines else []
 

@@ -17,14 +17,12 @@ _LONG = 20
 def describe(model: Trainable) -> str:
     """Return its state, its data, its covariates and its options, a line each."""
     state = f"trained, {len(model._rows)} epochs" if model.is_trained else "not trained"
-    purposes = model.registry.purposes
     covariates = []
     for i, column in enumerate(model.registry.columns):
         if column.key is not None:
-            serves = ", ".join(purposes.of(i)) if purposes is not None else ""
             new = len(column.categories) - model._mapped.known[i] if model._mapped is not None else 0
             covariates.append(
-                f"  {serves or column.role}: obs[{column.key!r}], {len(column.categories)} categories"
+                f"  {_serves(model, i)}: obs[{column.key!r}], {len(column.categories)} categories"
                 f"{f', {new} of them new to the reference' if new else ''}"
             )
     return "\n".join(
@@ -53,8 +51,7 @@ def print_setup(model: Trainable) -> None:
     for i, column in enumerate(registry.columns):
         if column.key is None:
             continue
-        serves = ", ".join(registry.purposes.of(i)) if registry.purposes is not None else ""
-        table = Table("category", title=escape(f"{serves or column.role}: obs[{column.key!r}]"), title_justify="left")
+        table = Table("category", title=escape(f"{_serves(model, i)}: obs[{column.key!r}]"), title_justify="left")
         table.add_column("code", justify="right")
         table.add_column("cells", justify="right")
         sizes = None if model._data is None else np.bincount(model._data.codes[:, i], minlength=len(column.categories))
@@ -63,6 +60,12 @@ def print_setup(model: Trainable) -> None:
         if len(column.categories) > _LONG:
             table.add_row(f"and {len(column.categories) - _LONG:,} more", "", "")
         console.print(table)
+
+
+def _serves(model: Trainable, i: int) -> str:
+    """What a column of the codes is for."""
+    purposes = model.registry.purposes
+    return (", ".join(purposes.of(i)) if purposes is not None else "") or model.registry.columns[i].role
 
 
 def _where(modality: Modality) -> str:

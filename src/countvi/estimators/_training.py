@@ -137,6 +137,12 @@ def settle_split(current: Split | None, request: SplitRequest, n_cells: int, see
     raise OptionError(message)
 
 
+def holds_out(train_size: float | None, arguments: Mapping[str, Any]) -> bool:
+    """Whether arguments of ``train`` ask for a split, in models that by default train on everything."""
+    asking = ("validation_size", "external_indexing", "datasplitter_kwargs", "early_stopping")
+    return (train_size is not None and train_size < 1) or any(arguments.get(name) for name in asking)
+
+
 @dataclass(frozen=True)
 class TrainRequest:
     """What a user asked ``train`` for: its arguments, what is trained beside the model, and the default's length."""

@@ -19,7 +19,7 @@ from countvi.estimators._options import known_options
 from countvi.estimators._passing import passes_on_to
 from countvi.estimators._rna import RNAEstimator
 from countvi.estimators._trainable import Trainable
-from countvi.estimators._training import check_size
+from countvi.estimators._training import check_size, holds_out
 from countvi.nn.observation import ObserveRateShape
 from countvi.nn.start import start_shapes
 from countvi.train.config import plan_entries
@@ -189,8 +189,7 @@ class CondSCVI(RNAEstimator):
         plan_kwargs, arguments
             As of :meth:`countvi.SCVI.train`, and so are all other arguments.
         """
-        splits = ("validation_size", "external_indexing", "datasplitter_kwargs", "early_stopping")
-        if train_size is None and not any(arguments.get(name) for name in splits):
+        if train_size is None and not holds_out(train_size, arguments):
             train_size = 1.0
         super().train(max_epochs, train_size=train_size, plan_kwargs=plan_entries(plan_kwargs, lr=lr), **arguments)
 

@@ -26,7 +26,7 @@ from countvi.estimators._spatial import (
 )
 from countvi.estimators._spot_analysis import SpotAnalysis
 from countvi.estimators._trainable import Trainable
-from countvi.estimators._training import SplitRequest, check_size, settle_split
+from countvi.estimators._training import SplitRequest, check_size, holds_out, settle_split
 from countvi.train.config import plan_entries
 
 if TYPE_CHECKING:
@@ -260,16 +260,15 @@ class DestVI(SpotAnalysis):
             As of :meth:`countvi.SCVI.train`, and so are all other arguments. The plan starts from a rate of 0.05
             without KL warm-up, as the proportions do not start from nothing.
         """
-        splits = ("validation_size", "external_indexing", "datasplitter_kwargs", "early_stopping")
-        holds_out = (train_size is not None and train_size < 1) or any(arguments.get(name) for name in splits)
-        if holds_out and self._spots is not None:
+        split = holds_out(train_size, arguments)
+        if split and self._spots is not None:
             message = (
                 f"With amortization={self._options.amortization!r} spots cannot be held out: their parameters are "
                 "estimated from their own counts. Use amortization='both', or leave train_size, validation_size, "
                 "external_indexing and early_stopping out."
             )
             raise OptionError(message)
-        if train_size is None and not holds_out:
+        if train_size is None and not split:
             train_size = 1.0
         plan = _PLAN | plan_entries(plan_kwargs, lr=lr, n_epochs_kl_warmup=n_epochs_kl_warmup)
         default = _EPOCHS_AMORTISED if any(self._options.amortised) else _EPOCHS
