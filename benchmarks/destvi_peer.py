@@ -1,7 +1,7 @@
 """The other side of the deconvolution: scvi-tools in a process of its own, 1.4.0 in an interpreter of its own.
 
 ``python destvi_peer.py FOLDER`` reads ``reference.h5ad`` and ``slide.h5ad`` with ``job.json`` beside them, and writes
-``proportions.csv`` and ``seconds.json``.
+``proportions.csv``, ``seconds.json`` and, where the job asks to keep them, both models.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ def main(folder: Path) -> None:
     # Without jax its training stops at the first step and says nothing.
     took["epochs"] = len(model.history["elbo_train"])
     model.get_proportions().to_csv(folder / "proportions.csv")
+    if job["keep"]:
+        reference.save(folder / "reference")
+        model.save(folder / "slide")
     (folder / "seconds.json").write_text(json.dumps(took))
 
 

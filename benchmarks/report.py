@@ -65,6 +65,7 @@ _TARGETS = (
     _Target("totalvi-quality: time to ", 15),
     _Target("deconvolution-step: training step", 2.5),
     _Target("deconvolution-step-today: training step", 25),
+    _Target("deconvolution-objective: time to ", 20),
     _Target("deconvolution-whole: reference and ", 300),
     _Target("deconvolution-whole: peak memory ", 6),
     _Target("differential: one-versus-rest", 10),

@@ -153,7 +153,7 @@ def _shares(amounts: np.ndarray, names: list[str], types: np.ndarray) -> pd.Data
     return pd.DataFrame(amounts / np.maximum(amounts.sum(1, keepdims=True), 1e-12), names, types)
 
 
-def paper_available() -> bool:
+def paper_is_available() -> bool:
     """Whether the parameters of the paper's simulation are on this machine.
 
     They are ``simulations/input_data/grtruth_PCA.npz`` and ``inv-dispersion.npy`` of
@@ -161,11 +161,6 @@ def paper_available() -> bool:
     """
     folder = os.environ.get(_INPUTS)
     return folder is not None and (Path(folder) / "grtruth_PCA.npz").exists()
-
-
-def paper_is_available() -> bool:
-    """Whether there are the inputs of the paper's simulation: the ``input_data`` of its repository."""
-    return _INPUTS in os.environ
 
 
 def paper(*, step: float = 0.5, n_cells: int = 100, n_reference: int = 20, seed: int = 0) -> Slide:

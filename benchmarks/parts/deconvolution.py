@@ -31,7 +31,7 @@ from measure import HERE, METHODS, Comparison, Settings, in_subprocess, peak_mem
 from scipy.stats import rankdata, spearmanr
 
 BATCH = 128
-_PEER = "COUNTVI_SCVI_TOOLS_140"
+PEER = "COUNTVI_SCVI_TOOLS_140"
 _RATES = (0.05, 0.2)
 _SLIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "pbmc3k, types alike": ("pbmc3k", {"uneven": False}),
@@ -43,7 +43,7 @@ _SLIDES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class _Epochs:
+class Epochs:
     """Of both models, defaults where ``None``; and how many of the second come before the clock starts."""
 
     reference: int | None = None
@@ -55,7 +55,7 @@ def quality(settings: Settings) -> list[Comparison]:
     """Proportions in sums of real cells against the truth: least squares, ours, and scvi-tools 1.4.0 where it is."""
     rows = []
     n_genes, n_spots = settings.pick((1_000, 600), (100, 40))
-    epochs = settings.pick(_Epochs(), _Epochs(2, 2))
+    epochs = settings.pick(Epochs(), Epochs(2, 2))
     for title, (name, options) in _SLIDES.items():
         if name not in datasets.available():
             continue
@@ -68,7 +68,7 @@ def quality(settings: Settings) -> list[Comparison]:
             slide = spots.mixed(name, n_genes=n_genes, n_spots=n_spots, seed=seed, **options)
             took, model, reference = _fit_ours(slide, epochs, seed)
             found = [_least_squares(slide), (took, model.get_proportions())]
-            found += [_theirs(slide, epochs, seed)] if _PEER in os.environ else []
+            found += [_theirs(slide, epochs, seed)] if PEER in os.environ else []
             for row, (took, proportions) in zip(methods, found, strict=False):
                 row.ours.append(sum(took))
                 for score, value in scores(proportions, slide.truth).items():
@@ -84,7 +84,7 @@ def paper(settings: Settings) -> list[Comparison]:
     if not spots.paper_is_available():
         return []
     slide_of = settings.pick(partial(spots.paper, step=0.5), partial(spots.paper, step=2.0, n_cells=10, n_reference=5))
-    epochs = settings.pick(_Epochs(), _Epochs(2, 2))
+    epochs = settings.pick(Epochs(), Epochs(2, 2))
     rows = [
         Comparison("simulation of the DestVI paper", "s", other=METHODS, method=method)
         for method in ("least squares on mean expression", "countvi")
@@ -135,10 +135,10 @@ def step(settings: Settings) -> list[Comparison]:
         f"training step of DestVI, {n_types} types, {n_genes:,} genes, batch {BATCH}", "ms", other="scvi-tools 1.4.0"
     )
     n_steps = -(-n_spots // BATCH)
-    epochs = _Epochs(1, settings.pick(10, 2), uncounted=1)
+    epochs = Epochs(1, settings.pick(10, 2), uncounted=1)
     for _ in range(settings.repeats):
         row.ours.append(1e3 * _ours(slide, epochs, 0)[0][1] / (epochs.slide or 1) / n_steps)
-        if _PEER in os.environ:
+        if PEER in os.environ:
             row.theirs.append(1e3 * _theirs(slide, epochs, 0)[0][1] / (epochs.slide or 1) / n_steps)
     return [row]
 
@@ -153,7 +153,7 @@ def step_of_today(settings: Settings) -> list[Comparison]:
         notes="CondSCVI(prior='mog'), the only prior with which it runs",
     )
     n_steps = -(-n_spots // BATCH)
-    ours, theirs = _Epochs(1, settings.pick(10, 2), uncounted=1), _Epochs(1, 3)
+    ours, theirs = Epochs(1, settings.pick(10, 2), uncounted=1), Epochs(1, 3)
     for _ in range(settings.pick(3, 1)):
         row.ours.append(1e3 * _ours(slide, ours, 0)[0][1] / (ours.slide or 1) / n_steps)
         took, _ = _theirs(slide, theirs, 0, sys.executable, {"prior": "mog"})
@@ -167,7 +167,7 @@ def whole(settings: Settings) -> list[Comparison]:
     n_spots, n_genes, n_types = settings.pick((2_000, 2_000, 12), (100, 100, 3))
     slide = simulated(n_spots, n_genes, n_types)
     notes = f"{slide.reference.n_obs:,} cells, {n_types} types, {n_genes:,} genes, defaults; scvi-tools was not run"
-    epochs = settings.pick(_Epochs(), _Epochs(1, 1))
+    epochs = settings.pick(Epochs(), Epochs(1, 1))
     time = Comparison(f"reference and {n_spots:,} spots, end to end", "s", notes=notes)
     time.ours += [sum(_ours(slide, epochs, seed)[0]) for seed in range(settings.pick(3, 1))]
     n_spots = settings.pick(100_000, 300)
@@ -180,7 +180,7 @@ def whole(settings: Settings) -> list[Comparison]:
 
 def large(n_spots: int, n_genes: int, n_types: int) -> tuple[float, float]:
     """Train on a large slide; return the seconds of the spatial model and the peak memory of the process in GB."""
-    took, _ = _ours(simulated(n_spots, n_genes, n_types), _Epochs(1, 2), 0)
+    took, _ = _ours(simulated(n_spots, n_genes, n_types), Epochs(1, 2), 0)
     return took[1], peak_memory()
 
 
@@ -243,12 +243,12 @@ def _least_squares(slide: spots.Slide) -> tuple[list[float], pd.DataFrame]:
     return [took], pd.DataFrame(found[0] / np.maximum(found[0].sum(1, keepdims=True), 1e-12), columns=types)
 
 
-def _ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:
+def _ours(slide: spots.Slide, epochs: Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:
     took, model, _ = _fit_ours(slide, epochs, seed)
     return took, model.get_proportions()
 
 
-def _fit_ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[float], Any, Any]:
+def _fit_ours(slide: spots.Slide, epochs: Epochs, seed: int) -> tuple[list[float], Any, Any]:
     """Seconds of the two models, the model of the spots, and that of the cells."""
     import countvi
 
@@ -268,12 +268,48 @@ def _fit_ours(slide: spots.Slide, epochs: _Epochs, seed: int) -> tuple[list[floa
 
 def _theirs(
     slide: spots.Slide,
-    epochs: _Epochs,
+    epochs: Epochs,
     seed: int,
     interpreter: str | None = None,
     options: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[float], pd.DataFrame]:
     """Seconds of the two models, and proportions; by default of 1.4.0."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_peer(Path(folder), slide, epochs, seed, interpreter, options)
+
+
+def run_peer(
+    folder: Path,
+    slide: spots.Slide,
+    epochs: Epochs,
+    seed: int,
+    interpreter: str | None = None,
+    options: Mapping[str, str] = MappingProxyType({}),
+    *,
+    keep: bool = False,
+) -> tuple[list[float], pd.DataFrame]:
+    """Train the other side in a process of its own, by default of 1.4.0.
+
+    Parameters
+    ----------
+    folder
+        For its files; with ``keep``, the models ``reference`` and ``slide`` too.
+    slide, epochs, seed
+        What to train on, how long, from where.
+    interpreter
+        Python that has it.
+    options
+        Of its ``CondSCVI``.
+    keep
+        Whether to save the models.
+
+    Returns
+    -------
+    list of float
+        Seconds of the two models.
+    DataFrame
+        Proportions.
+    """
     import torch
 
     job = {
@@ -283,16 +319,15 @@ def _theirs(
         "reference_epochs": epochs.reference,
         "slide_epochs": epochs.slide,
         "uncounted_epochs": epochs.uncounted,
+        "keep": keep,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        slide.reference.write_h5ad(Path(folder) / "reference.h5ad")
-        slide.spots.write_h5ad(Path(folder) / "slide.h5ad")
-        (Path(folder) / "job.json").write_text(json.dumps(job))
-        interpreter = interpreter or os.environ[_PEER]
-        subprocess.run([interpreter, str(HERE / "destvi_peer.py"), folder], check=True, stdout=subprocess.DEVNULL)
-        told = json.loads((Path(folder) / "seconds.json").read_text())
-        if epochs.slide is None and told["epochs"] < 100:
-            message = f"scvi-tools stopped after {told['epochs']} epochs. Install jax beside it."
-            raise RuntimeError(message)
-        found = pd.read_csv(Path(folder) / "proportions.csv", index_col=0)
-    return [told["reference"], told["slide"]], found
+    slide.reference.write_h5ad(folder / "reference.h5ad")
+    slide.spots.write_h5ad(folder / "slide.h5ad")
+    (folder / "job.json").write_text(json.dumps(job))
+    interpreter = interpreter or os.environ[PEER]
+    subprocess.run([interpreter, str(HERE / "destvi_peer.py"), str(folder)], check=True, stdout=subprocess.DEVNULL)
+    told = json.loads((folder / "seconds.json").read_text())
+    if epochs.slide is None and told["epochs"] < 100:
+        message = f"scvi-tools stopped after {told['epochs']} epochs. Install jax beside it."
+        raise RuntimeError(message)
+    return [told["reference"], told["slide"]], pd.read_csv(folder / "proportions.csv", index_col=0)
