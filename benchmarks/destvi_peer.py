@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text())
     torch.set_num_threads(job["threads"])
     scvi.settings.seed, scvi.settings.verbosity = job["seed"], 40
-    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    quiet = {"accelerator": job["accelerator"], "enable_progress_bar": False}
     cells, slide = (anndata.read_h5ad(folder / f"{name}.h5ad") for name in ("reference", "slide"))
     scvi.model.CondSCVI.setup_anndata(cells, labels_key="cell_type")
     reference = scvi.model.CondSCVI(cells, **job["options"])
