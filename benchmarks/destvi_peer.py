@@ -29,14 +29,14 @@ def main(folder: Path) -> None:
     reference = scvi.model.CondSCVI(cells, **job["options"])
     took = {}
     start = time.perf_counter()
-    reference.train(job["reference_epochs"], **quiet)
+    reference.train(**_epochs(job["reference_epochs"]), **quiet)
     took["reference"] = time.perf_counter() - start
     scvi.model.DestVI.setup_anndata(slide)
     model = scvi.model.DestVI.from_rna_model(slide, reference)
     if job["uncounted_epochs"]:
-        model.train(job["uncounted_epochs"], **quiet)
+        model.train(**_epochs(job["uncounted_epochs"]), **quiet)
     start = time.perf_counter()
-    model.train(job["slide_epochs"], **quiet)
+    model.train(**_epochs(job["slide_epochs"]), **quiet)
     took["slide"] = time.perf_counter() - start
     # Without jax its training stops at the first step and says nothing.
     took["epochs"] = len(model.history["elbo_train"])
@@ -45,6 +45,11 @@ def main(folder: Path) -> None:
         reference.save(folder / "reference")
         model.save(folder / "slide")
     (folder / "seconds.json").write_text(json.dumps(took))
+
+
+def _epochs(given: int | None) -> dict[str, int]:
+    """Return an argument of ``train``: its own default is another number than what it makes of ``None``."""
+    return {} if given is None else {"max_epochs": given}
 
 
 if __name__ == "__main__":

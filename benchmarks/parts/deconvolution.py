@@ -34,6 +34,8 @@ from scipy.stats import rankdata, spearmanr
 BATCH = 128
 PEER = "COUNTVI_SCVI_TOOLS_140"
 _PEER_ON = "COUNTVI_SCVI_TOOLS_140_ON"
+_PEER_EPOCHS = 2_000
+"""Default of scvi-tools 1.4.0 for the spatial model."""
 _RATES = (0.05, 0.2)
 _SLIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "pbmc3k, types alike": ("pbmc3k", {"uneven": False}),
@@ -335,7 +337,7 @@ def run_peer(
     interpreter = interpreter or os.environ[PEER]
     subprocess.run([interpreter, str(HERE / "destvi_peer.py"), str(folder)], check=True, stdout=subprocess.DEVNULL)
     told = json.loads((folder / "seconds.json").read_text())
-    if epochs.slide is None and told["epochs"] < 100:
+    if epochs.slide is None and told["epochs"] < _PEER_EPOCHS:
         message = f"scvi-tools stopped after {told['epochs']} epochs. Install jax beside it."
         raise RuntimeError(message)
     return [told["reference"], told["slide"]], pd.read_csv(folder / "proportions.csv", index_col=0)
