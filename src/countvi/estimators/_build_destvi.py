@@ -159,6 +159,10 @@ class SpotStart(NamedTuple):
     """Of the types, shape ``(spots, types)``, in shares of the library."""
     noise: Tensor
     """Profile of the noise, shape ``(genes,)``, positive."""
+    log_alpha: Tensor
+    """Logarithms of the factors of genes, shape ``(genes,)``."""
+    states: Tensor | None
+    """Of the types, shape ``(spots, types, latent)``; ``None`` for the means of their priors."""
 
 
 def empty_reference(options: DestVIOptions, n_genes: int) -> Reference:
@@ -228,9 +232,9 @@ def build_destvi(options: DestVIOptions, reference: Reference, start: SpotStart 
     """
     n_genes, n_types = len(reference.p_logits), len(options.cell_types)
     if start is None:
-        start = SpotStart(torch.ones(options.n_spots, n_types), torch.ones(n_genes))
+        start = SpotStart(torch.ones(options.n_spots, n_types), torch.ones(n_genes), torch.zeros(n_genes), None)
     prior = VampPrior(*reference.prior, power=options.gamma_reg)
-    states = prior.mean().expand(options.n_spots, -1, -1)
+    states = prior.mean().expand(options.n_spots, -1, -1) if start.states is None else start.states
     abundance = with_noise(start.abundance)
     config = MlpConfig(
         n_hidden=options.n_hidden,
@@ -255,6 +259,7 @@ def build_destvi(options: DestVIOptions, reference: Reference, start: SpotStart 
         p_logits=reference.p_logits,
         prior_of_gamma=prior,
         prior_of_beta=AbundancePrior(options.l1_reg, options.entropy_reg, options.sparsity_reg),
+        log_alpha=start.log_alpha,
         eta=inverse_softplus(start.noise),
         beta_reg=options.beta_reg,
         eta_reg=options.eta_reg,

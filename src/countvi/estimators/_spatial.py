@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from countvi.estimators._build_destvi import (
     with_noise,
 )
 from countvi.estimators._feed import DatasetFeed
-from countvi.nn.mixture import least_squares_abundances, mixture_abundances
+from countvi.nn.mixture import mixture_of_states
 from countvi.nn.spots import LEAST_ABUNDANCE, Amortised
 from countvi.train import regress
 
@@ -35,9 +37,15 @@ if TYPE_CHECKING:
 _SPOTS = 4096
 # A gene that the slide lacks throughout still has some noise.
 _LEAST_NOISE = 1e-6
-# Of the counts of a spot, for each type; and the steps after which the types that vanish are gone.
-_LIFT = 0.02
-_STEPS = 200
+# Mixtures, each with the factors of genes that the one before it leaves, and the steps of each.
+_ROUNDS = 3
+_STEPS = 70
+# Counts of a type in a spot that it takes for its states to leave their frequencies in the reference.
+_CONCENTRATION = 50.0
+# A gene needs more counts than this for a factor of its own. Sums of different cells by one assay differ too, by about
+# this variance of the logarithm.
+_FEW = 30.0
+_OWN_VARIANCE = 0.05
 
 
 class Teaching(NamedTuple):
@@ -157,8 +165,9 @@ def start_of(
 ) -> SpotStart:
     """Choose where the parameters of spots start.
 
-    Abundances start at a sparse mixture of what the types express on average over the prior of their states, or where
-    the user says; noise at the mean of the slide.
+    Abundances and states start at a sparse mixture of what the types express at the components of the prior of their
+    states, factors of genes at what this leaves over; or abundances where the user says, states at the means of their
+    priors. Noise starts at the mean of the slide.
 
     Parameters
     ----------
@@ -172,39 +181,73 @@ def start_of(
     sparsity
         Counts that a type must explain to be in a spot.
     """
-    profiles = type_profiles(reference)
-    totals = torch.zeros(profiles.shape[1], dtype=torch.float64)
-    parts: list[Tensor] = []
-    for start in range(0, data.n_cells, _SPOTS):
-        rows = np.arange(start, min(start + _SPOTS, data.n_cells))
-        counts = data.batch(rows).counts[RNA]
-        totals.index_add_(0, counts.columns, counts.values.double())
-        if given is None:
-            depth = counts.totals().clamp(min=1.0)
-            parts.append(_mixture(counts, profiles, sparsity) / depth.unsqueeze(-1))
-    abundance = torch.cat(parts) if given is None else torch.from_numpy(given).float().clamp(min=LEAST_ABUNDANCE)
-    noise = totals.float() / totals.sum().clamp(min=1.0) / reference.p_logits.exp()
-    return SpotStart(abundance, noise.clamp(min=_LEAST_NOISE))
-
-
-def _mixture(counts: CountBlock, profiles: Tensor, sparsity: float) -> Tensor:
-    """Counts of each type in each spot, shape ``(spots, types)``; no spot is without types."""
-    least = least_squares_abundances(counts, profiles)
-    # A type that least squares puts at zero may come back.
-    lifted = least + _LIFT * counts.totals().clamp(min=1.0).unsqueeze(-1)
-    fitted = mixture_abundances(counts, profiles, lifted, sparsity=sparsity, n_steps=_STEPS)
-    # So few counts that the penalty outweighs them all.
-    return torch.where(fitted.sum(-1, keepdim=True) > 0, fitted, lifted)
-
-
-def type_profiles(reference: Reference) -> Tensor:
-    """What each type expresses on average over the prior of its states, shape ``(types, genes)``."""
+    observed = torch.zeros(len(reference.p_logits), dtype=torch.float64)
+    for counts in _blocks(data):
+        observed.index_add_(0, counts.columns, counts.values.double())
+    noise = observed.float() / observed.sum().clamp(min=1.0) / reference.p_logits.exp()
+    noise = noise.clamp(min=_LEAST_NOISE)
+    if given is not None:
+        abundance = torch.from_numpy(given).float().clamp(min=LEAST_ABUNDANCE)
+        return SpotStart(abundance, noise, torch.zeros_like(noise), None)
     loc, _, weights = reference.prior
+    profiles = state_profiles(reference)
+    mixture = partial(
+        mixture_of_states, weights=weights, sparsity=sparsity, concentration=_CONCENTRATION, n_steps=_STEPS
+    )
+    parts = [_even(counts, weights) for counts in _blocks(data)]
+    log_alpha = torch.zeros_like(noise)
+    for again in range(_ROUNDS):
+        if again:
+            expected = sum(part.double().sum(0).flatten() for part in parts) @ profiles.double().flatten(0, 1)
+            log_alpha = gene_factors(observed, expected).float()
+        adapted = profiles * log_alpha.exp()
+        parts = [mixture(counts, adapted, start=part) for counts, part in zip(_blocks(data), parts, strict=True)]
+    depth = torch.cat([counts.totals() for counts in _blocks(data)]).clamp(min=1.0)
+    v = torch.cat(parts) / depth.view(-1, 1, 1)
+    # So few counts that the penalty outweighs them all.
+    v = torch.where(v.sum((-2, -1), keepdim=True) > 0, v, weights / len(weights))
+    abundance = v.sum(-1)
+    shares = torch.where(abundance.unsqueeze(-1) > 0, v / abundance.unsqueeze(-1), weights)
+    return SpotStart(abundance, noise, log_alpha, torch.einsum("sck,ckl->scl", shares, loc))
+
+
+def _blocks(data: data_layer.Dataset) -> Iterator[CountBlock]:
+    """Yield the counts of some spots at a time."""
+    for start in range(0, data.n_cells, _SPOTS):
+        yield data.batch(np.arange(start, min(start + _SPOTS, data.n_cells))).counts[RNA]
+
+
+def _even(counts: CountBlock, weights: Tensor) -> Tensor:
+    """Abundances of types that have as many counts of a spot each, shape ``(spots, types, components)``."""
+    return counts.totals().clamp(min=1.0).view(-1, 1, 1) * weights / len(weights)
+
+
+def gene_factors(observed: Tensor, expected: Tensor) -> Tensor:
+    r"""Log-ratios of observed and expected counts of genes, shrunk towards zero as far as they look like noise.
+
+    .. math:: \log\alpha_g = \frac{\tau^2}{\tau^2 + \sigma_g^2}\, d_g, \qquad d_g = \log\frac{o_g + 30}{e_g + 30}, \quad
+        \sigma_g^2 = \frac{1}{o_g + 1} + 0.05, \quad \tau^2 = \Big\langle d_g^2 - \frac{1}{o_g + 1} \Big\rangle_+
+
+    Parameters
+    ----------
+    observed, expected
+        Counts of the genes of the whole slide, shape ``(genes,)``; the expected ones are scaled to the same sum.
+    """
+    expected = expected * (observed.sum() / expected.sum().clamp(min=1.0))
+    ratio = torch.log((observed + _FEW) / (expected + _FEW))
+    sampling = 1.0 / (observed + 1.0)
+    between = (ratio.square() - sampling).mean().clamp(min=0.0)
+    return ratio * between / (between + sampling + _OWN_VARIANCE)
+
+
+def state_profiles(reference: Reference) -> Tensor:
+    """What each type expresses at the components of the prior of its states, shape ``(types, components, genes)``."""
+    loc = reference.prior[0]
     n_types = len(loc)
     design = Design(torch.arange(n_types).unsqueeze(-1), loc.new_zeros(n_types, 0))
     hidden = reference.decode(loc.transpose(0, 1), None, design)
     shapes = functional.softplus(reference.f(hidden)) * reference.p_logits.exp()
-    return (weights.T.unsqueeze(-1) * shapes).sum(0)
+    return shapes.transpose(0, 1).contiguous()
 
 
 def teach_abundances(model: DestVIModel, data: data_layer.Dataset, split: data_layer.Split, request: Teaching) -> None:

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from countvi.estimators.condscvi import CondSCVI
     from countvi.models.destvi import DestVI as DestVIModel
 
-# An epoch moves each spot's own parameters once, however many spots there are. From a start at the abundances, many
-# more still raise the likelihood, by states that imitate other types: proportions get worse. With half as many, spots
-# of many cells with states that vary a lot were not done.
-_EPOCHS = 60
+# An epoch moves each spot's own parameters once, however many spots there are. From a start at the abundances and
+# states, many more still raise the likelihood, by states that imitate other types: proportions get worse. With half as
+# many, spots of many cells with states that vary a lot were not done.
+_EPOCHS = 30
 # An amortised network starts from nothing for the states.
 _EPOCHS_AMORTISED = 100
 _PLAN = {"lr": 0.05, "eps": 1e-8, "weight_decay": 0.0, "kl_warmup_fraction": 0.0}
@@ -96,7 +96,7 @@ class DestVI(SpotAnalysis):
         eta_reg: float = 1e-4,
         entropy_reg: float = 0.0,
         gamma_reg: float = 1.0,
-        sparsity_reg: float = 2.0,
+        sparsity_reg: float = 3.0,
         dropout_amortization: float = 0.05,
         initial_proportions: pd.DataFrame | np.ndarray | None = None,
         subcluster_key: str | None = None,
@@ -135,8 +135,8 @@ class DestVI(SpotAnalysis):
         dropout_amortization
             Dropout of the networks.
         initial_proportions
-            Where the proportions start, spots x types: by default a sparse mixture of the mean expression of the
-            types. A network of the abundances is fitted to these first.
+            Where the proportions start, spots x types: by default a sparse mixture of what the types express in the
+            states of the prior. A network of the abundances is fitted to these first.
         subcluster_key
             Column of the reference's ``obs`` with clusters within types, as components of the prior.
         seed
@@ -249,7 +249,7 @@ class DestVI(SpotAnalysis):
         Parameters
         ----------
         max_epochs
-            Passes over the spots; by default 60, or 100 with a network: more raise the likelihood a little further, and
+            Passes over the spots; by default 30, or 100 with a network: more raise the likelihood a little further, and
             let states imitate other types.
         lr, n_epochs_kl_warmup
             The same as in ``plan_kwargs``, and go before it.

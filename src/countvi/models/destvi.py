@@ -63,8 +63,8 @@ class DestVI(CountModel):
         The mixture of posteriors.
     prior_of_beta
         Sparsity of the abundances.
-    eta
-        Starting value of the noise, shape ``(genes,)``.
+    log_alpha, eta
+        Starting values of the factors of genes and of the noise, shape ``(genes,)``.
     beta_reg, eta_reg
         Strength of the two penalties, per spot.
 
@@ -89,6 +89,7 @@ class DestVI(CountModel):
         p_logits: Tensor,
         prior_of_gamma: VampPrior,
         prior_of_beta: AbundancePrior,
+        log_alpha: Tensor,
         eta: Tensor,
         beta_reg: float,
         eta_reg: float,
@@ -101,7 +102,7 @@ class DestVI(CountModel):
         self.f = f.requires_grad_(False)
         self.prior_of_gamma = prior_of_gamma
         self.prior_of_beta = prior_of_beta
-        self.log_alpha = nn.Parameter(torch.zeros_like(eta))
+        self.log_alpha = nn.Parameter(log_alpha.clone())
         self.eta = nn.Parameter(eta.clone())
         self.beta_reg = beta_reg
         self.eta_reg = eta_reg

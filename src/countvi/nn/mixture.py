@@ -46,12 +46,7 @@ def least_squares_abundances(counts: CountBlock, profiles: CellsGenes) -> Tensor
 def mixture_abundances(
     counts: CountBlock, profiles: CellsGenes, start: Tensor, *, sparsity: float = 0.0, n_steps: int = 100
 ) -> Tensor:
-    r"""Abundances by penalised maximum likelihood of Poisson counts: expectation and maximisation in turn.
-
-    .. math:: \hat v_s = \operatorname{arg\,max}_{v \ge 0} \sum_g \big( y_{sg} \log r_{sg} - r_{sg} \big)
-        - k \sum_c \log v_c, \qquad r_{sg} = \sum_c v_c\, r_{cg}
-
-    No step makes it worse. A type that would explain fewer than k counts disappears, and with k = 0 none ever does.
+    r"""Abundances by penalised maximum likelihood of Poisson counts: :func:`mixture_of_states` with one state per type.
 
     Parameters
     ----------
@@ -71,12 +66,67 @@ def mixture_abundances(
     Tensor
         v, shape ``(spots, types)``, in the precision of the profiles.
     """
-    totals = profiles.sum(-1)
-    observed = counts.to(dtype=profiles.dtype).to_dense()
+    weights = profiles.new_ones(len(profiles), 1)
+    states = profiles.unsqueeze(1)
+    return mixture_of_states(counts, states, weights, start.unsqueeze(-1), sparsity=sparsity, n_steps=n_steps)[..., 0]
+
+
+@torch.no_grad()
+def mixture_of_states(
+    counts: CountBlock,
+    profiles: Tensor,
+    weights: Tensor,
+    start: Tensor,
+    *,
+    sparsity: float = 0.0,
+    concentration: float = 0.0,
+    n_steps: int = 100,
+) -> Tensor:
+    r"""Abundances of types in several states, by penalised maximum likelihood of Poisson counts.
+
+    With :math:`n_{sck} = v_{sck} \sum_g r_{ckg}` counts of spot s from type c in state k, of which type c has
+    :math:`n_{sc}`,
+
+    .. math:: \hat v_s = \operatorname{arg\,max}_{v \ge 0} \sum_g \big( y_{sg} \log \rho_{sg} - \rho_{sg} \big)
+        - \kappa \sum_c \log n_{sc} + \lambda \sum_{ck} w_{ck} \log \frac{n_{sck}}{n_{sc}},
+        \qquad \rho_{sg} = \sum_{ck} v_{sck}\, r_{ckg}
+
+    by expectation and maximisation in turn: no step makes it worse. A type that would explain fewer than
+    :math:`\kappa` counts disappears, and with 0 none ever does.
+
+    Parameters
+    ----------
+    counts
+        Spots, shape ``(spots, genes)``.
+    profiles
+        Expected expression r of each type in each state, not negative, shape ``(types, states, genes)``.
+    weights
+        w, how frequent the states of a type are, shape ``(types, states)``; rows sum to one.
+    start
+        Where to start, shape ``(spots, types, states)``; what is at zero stays there if the concentration is 0.
+    sparsity
+        :math:`\kappa`, in counts.
+    concentration
+        :math:`\lambda`, in counts: how many it takes for the states of a type in a spot to leave their frequencies.
+    n_steps
+        Number of steps.
+
+    Returns
+    -------
+    Tensor
+        v, shape ``(spots, types, states)``, in the precision of the profiles.
+    """
+    n_types, n_states, n_genes = profiles.shape
     tiny = torch.finfo(profiles.dtype).tiny
+    flat = profiles.reshape(-1, n_genes)
+    totals = flat.sum(-1).view(n_types, n_states).clamp(min=tiny)
+    observed = counts.to(dtype=profiles.dtype).to_dense()
     v = start.to(profiles.dtype)
     for _ in range(n_steps):
-        rate = v @ profiles
+        rate = v.flatten(1) @ flat
         share = torch.where(rate > 0, observed / rate.clamp(min=tiny), 0.0)
-        v = (v * (share @ profiles.T) - sparsity).clamp(min=0.0) / totals.clamp(min=tiny)
+        explained = v * (share @ flat.T).view(-1, n_types, n_states)
+        of_type = explained.sum(-1, keepdim=True)
+        states = (explained + concentration * weights) / (of_type + concentration).clamp(min=tiny)
+        v = (of_type - sparsity).clamp(min=0.0) * states / totals
     return v
