@@ -20,6 +20,8 @@ _UNKNOWN = ("unassigned", "ambiguous", "?")
 # A type with fewer cells has too few for both halves.
 _FEWEST_CELLS = 12
 _INPUTS = "COUNTVI_DESTVI_SIMULATION"
+# What makes a smooth kernel positive definite in float64.
+_JITTER = 1e-6
 
 
 @dataclass(frozen=True)
@@ -214,13 +216,40 @@ def paper(*, step: float = 0.5, n_cells: int = 100, n_reference: int = 20, seed:
     names = [f"s{i}" for i in range(len(locations))]
     spots = anndata.AnnData(sp.csr_matrix(counts), obs=pd.DataFrame(index=names), var=genes.copy())
     spots.obsm["spatial"] = locations
+    return Slide(reference, spots, _paper_truth(shares, gamma, names))
+
+
+def paper_as_drawn_there() -> Slide | None:
+    """The simulation that the paper's own script draws, if what it writes is in the folder too.
+
+    They are the files ``sc_simu.h5ad`` and ``st_simu.h5ad`` of its ``make_dataset.py``.
+    """
+    folder = Path(os.environ[_INPUTS])
+    if not (folder / "st_simu.h5ad").exists():
+        return None
+    cells, drawn = (anndata.read_h5ad(folder / f"{name}.h5ad") for name in ("sc_simu", "st_simu"))
+    genes = pd.DataFrame(index=[f"g{i}" for i in range(cells.n_vars)])
+    kinds = cells.obs["cell_type"].astype(int).astype(str).to_numpy()
+    obs = pd.DataFrame({"cell_type": pd.Categorical(kinds)}, index=[f"c{i}" for i in range(len(kinds))])
+    reference = anndata.AnnData(sp.csr_matrix(cells.X).astype(np.float32), obs=obs, var=genes)
+    names = [f"s{i}" for i in range(drawn.n_obs)]
+    counts = sp.csr_matrix(drawn.X).astype(np.float32)
+    spots = anndata.AnnData(counts, obs=pd.DataFrame(index=names), var=genes.copy())
+    spots.obsm["spatial"] = np.asarray(drawn.obsm["locations"])
+    return Slide(reference, spots, _paper_truth(drawn.obsm["cell_type"], drawn.obsm["gamma"], names))
+
+
+def _paper_truth(shares: np.ndarray, gamma: np.ndarray, names: list[str]) -> Truth:
+    """What is known of shares ``(spots, types)`` and states ``(spots, 4)`` in the paper's simulation."""
+    with np.load(Path(os.environ[_INPUTS]) / "grtruth_PCA.npz") as parameters:
+        mean, loadings = parameters["mean_"], parameters["components_"]
+    types = np.array([str(c) for c in range(len(mean))])
     expression, totals = {}, np.empty_like(shares)
     for c, kind in enumerate(types):
         rate = np.expm1(np.maximum(mean[c] + gamma @ loadings[c], 0.0))
         totals[:, c] = rate.sum(1)
         expression[kind] = sp.csr_matrix(rate / rate.sum(1, keepdims=True))
-    truth = Truth(_shares(shares, names, types), _shares(shares * totals, names, types), expression, {})
-    return Slide(reference, spots, truth)
+    return Truth(_shares(shares, names, types), _shares(shares * totals, names, types), expression, {})
 
 
 def varying_genes() -> list[np.ndarray]:
@@ -231,8 +260,9 @@ def varying_genes() -> list[np.ndarray]:
 
 def _process(kernel: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw ``n`` Gaussian processes, ``(places, n)``."""
-    values, vectors = np.linalg.eigh(kernel)
-    return vectors * np.sqrt(np.maximum(values, 0)) @ rng.normal(size=(len(kernel), n))
+    # Not by eigenvectors, whose signs and order are another machine's others.
+    factor = np.linalg.cholesky(kernel + _JITTER * kernel[0, 0] * np.eye(len(kernel)))
+    return factor @ rng.normal(size=(len(kernel), n))
 
 
 def _floor(mean: np.ndarray, loadings: np.ndarray, gamma: np.ndarray) -> float:
