@@ -178,19 +178,21 @@ def step_of_today(settings: Settings) -> list[Comparison]:
 
 
 def whole(settings: Settings) -> list[Comparison]:
-    """A reference and a slide of 2,000 spots from end to end, and the peak memory of 100,000 spots."""
+    """A reference and a slide of 2,000 spots from end to end, and time and peak memory of many spots, of two sizes."""
     n_spots, n_genes, n_types = settings.pick((2_000, 2_000, 12), (100, 100, 3))
     slide = simulated(n_spots, n_genes, n_types)
     notes = f"{slide.reference.n_obs:,} cells, {n_types} types, {n_genes:,} genes, defaults; scvi-tools was not run"
     epochs = settings.pick(Epochs(), Epochs(1, 1))
     time = Comparison(f"reference and {n_spots:,} spots, end to end", "s", notes=notes)
     time.ours += [sum(_ours(slide, epochs, seed)[0]) for seed in range(settings.pick(3, 1))]
-    n_spots = settings.pick(100_000, 300)
-    code = f"from parts.deconvolution import large; print(*large({n_spots}, {n_genes}, {n_types}))"
-    took, peak = map(float, in_subprocess(code).split())
-    notes = "simulation, 1 epoch of the reference and 2 of the slide, proportions"
-    memory = Comparison(f"peak memory of {n_spots:,} spots x {n_genes:,} genes", "GB", [peak], notes=notes)
-    return [time, memory, Comparison(f"2 epochs of {n_spots:,} spots, with the start", "s", [took])]
+    rows = [time]
+    for n_spots in settings.pick((25_000, 100_000), (300,)):
+        code = f"from parts.deconvolution import large; print(*large({n_spots}, {n_genes}, {n_types}))"
+        took, peak = map(float, in_subprocess(code).split())
+        notes = "simulation, 1 epoch of the reference and 2 of the slide, proportions"
+        rows.append(Comparison(f"peak memory of {n_spots:,} spots x {n_genes:,} genes", "GB", [peak], notes=notes))
+        rows.append(Comparison(f"2 epochs of {n_spots:,} spots, with the start", "s", [took]))
+    return rows
 
 
 def large(n_spots: int, n_genes: int, n_types: int) -> tuple[float, float]:
