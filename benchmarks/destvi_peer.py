@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     scvi.model.DestVI.setup_anndata(slide)
     model = scvi.model.DestVI.from_rna_model(slide, reference)
     if job["uncounted_epochs"]:
-        model.train(**_epochs(job["uncounted_epochs"]), **quiet)
+        model.train(job["uncounted_epochs"], **quiet)
     start = time.perf_counter()
     model.train(**_epochs(job["slide_epochs"]), **quiet)
     took["slide"] = time.perf_counter() - start
