@@ -15,7 +15,7 @@ import numpy as np
 from numba import carray
 
 from countvi.ops.cpu import dense, stored
-from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, strict
+from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, part, strict
 from countvi.ops.cpu.elementary import ONE, TWO, ZERO, atanh_excess, exp, exp64, log, log64
 from countvi.ops.cpu.views import integers, matrix, vector
 
@@ -69,7 +69,7 @@ _LEAST = np.float32(2e-38)
 _N_ROWS = 6
 
 
-@strict
+@part
 def _code(address, cells, cell):
     """Row of a table that a cell takes."""
     return integers(address, cells)[cell] if address != 0 else 0
@@ -143,7 +143,7 @@ def _logs_at(logits, background, log_scaling, shift, genes, out):
         out[j] += log_scaling[genes[j]] + shift
 
 
-@strict
+@part
 def _parameters(job):
     n_rows, genes, cells, n = job[_ROWS], job[_GENES], job[_CELLS], job[_NONZEROS]
     return (
@@ -159,7 +159,7 @@ def _parameters(job):
     )
 
 
-@strict
+@part
 def _work_space(job, offsets):
     """Rows in float32, rows in float64 as long as the longest cell, and its genes."""
     genes, longest = job[_GENES], 0
@@ -173,13 +173,13 @@ def _work_space(job, offsets):
     return rows, np.empty((stored.N_BUFFERS, longest + 40)), np.empty(longest + 40, np.int64)
 
 
-@strict
+@part
 def _table(address, chunk, n_table, genes):
     """The gradient by a table, as far as one chunk has a part in it."""
     return matrix(address, (chunk + 1) * n_table, genes)
 
 
-@strict
+@part
 def _clear(job, chunk):
     """Set the part of a chunk in the gradients by the tables to zero."""
     genes = job[_GENES]
@@ -192,7 +192,7 @@ def _clear(job, chunk):
             _table(address, chunk, n_table, genes)[chunk * n_table :] = ZERO
 
 
-@strict
+@part
 def _terms_at_zero(mean, dispersion, slope, rows):
     """Fill value and theta's slope in ``rows``, and the slope by log mu."""
     _, _, _, value, theta_slope, log_rate = rows
@@ -203,7 +203,7 @@ def _terms_at_zero(mean, dispersion, slope, rows):
         dense.nb_from_logs(whole, dispersion, value, slope, theta_slope)
 
 
-@strict
+@part
 def _spread(job, row, chunk, table_rows, background, slopes, nonzero, space):
     """Turn the slopes by log mu into the gradient of a row, times its weight."""
     (own, _, sigmoid, share, theta_slope, _), work, _ = space
@@ -226,7 +226,7 @@ def _spread(job, row, chunk, table_rows, background, slopes, nonzero, space):
     _to_logits(share, weight, slopes)
 
 
-@strict
+@part
 def _row(job, row, chunk, parameters, space):
     """Log-likelihood of one row, and its gradient if asked."""
     rows, work, all_genes = space

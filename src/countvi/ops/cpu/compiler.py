@@ -36,6 +36,15 @@ def strict(function: Callable[..., Any]) -> Callable[..., Any]:
     return njit(fastmath=set(_STRICT), **_INSIDE)(function)
 
 
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function a piece of the one that calls it.
+
+    Every function that is compiled by itself is compiled with all that it calls, once more for each level above it.
+    What is called from one place, and calls much, is better a part of its caller.
+    """
+    return njit(inline="always", fastmath=set(_STRICT), **_INSIDE)(function)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a C function of the job's address, kept on disk where that can be."""
     options = {"fastmath": set(_STRICT), "error_model": "numpy"}

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from countvi.ops.cpu.compiler import apart, bits32, from_bits32, relaxed, strict
+from countvi.ops.cpu.compiler import apart, bits32, from_bits32, part, relaxed, strict
 from countvi.ops.cpu.elementary import (
     HALF,
     ONE,
@@ -196,7 +196,7 @@ def nb_from_logs(mean, dispersion, value, slope, theta_slope):
             theta_slope[g] = -theta[g] * (log_ratio - ONE)
 
 
-@strict
+@part
 def nb_with_slopes(mean, theta, value, slope, theta_slope):
     """Write log p(0) as :func:`log_prob_nb` does, and its slopes by log mu and log theta.
 

@@ -18,7 +18,7 @@ import numpy as np
 from numba import carray
 
 from countvi.ops.cpu import dense, stored
-from countvi.ops.cpu.compiler import digest, kernel, next_ticket, strict
+from countvi.ops.cpu.compiler import digest, kernel, next_ticket, part
 from countvi.ops.cpu.elementary import ZERO
 from countvi.ops.cpu.views import integers, matrix, vector
 
@@ -66,7 +66,7 @@ _RATE, _LOG_RATE, _THETA, _FIRST, _SECOND, _THIRD, _THETA_SLOPE = range(7)
 _N_ROWS = 7
 
 
-@strict
+@part
 def _parameters(job):
     rows, genes = job[_ROWS], job[_GENES]
     return (
@@ -77,7 +77,7 @@ def _parameters(job):
     )
 
 
-@strict
+@part
 def _counts(job):
     return (
         vector(job[_VALUES], job[_NONZEROS]),
@@ -86,7 +86,7 @@ def _counts(job):
     )
 
 
-@strict
+@part
 def _work_space(job, counts, parameters):
     """Rows in float32, rows in float64 as long as the longest cell, and its genes."""
     offsets = counts[2]
@@ -111,7 +111,7 @@ def _work_space(job, counts, parameters):
     return rows, np.empty((stored.N_BUFFERS, longest + 40)), np.empty(longest + 40, np.int64)
 
 
-@strict
+@part
 def _rate(row, parameters, softmax, rows):
     """Rates of a row up to ``scale``, their logarithms up to ``shift``, and one over the sum of the rates."""
     logits, log_library = parameters[0][row], np.float64(parameters[1][row])
@@ -124,7 +124,7 @@ def _rate(row, parameters, softmax, rows):
     return rows[_LOG_RATE], math.exp(log_library), log_library, 1.0
 
 
-@strict
+@part
 def _theta(row, job, parameters, rows):
     """Theta of a row and its logarithm."""
     log_theta = parameters[2][row % job[_THETA_ROWS]]
@@ -133,7 +133,7 @@ def _theta(row, job, parameters, rows):
     return rows[_THETA], log_theta
 
 
-@strict
+@part
 def _stored_terms(job, row, parameters, shift, rows, genes, work):
     """Fill VALUE and the slopes of the entries that are not zero."""
     n = genes.shape[0]
@@ -151,7 +151,7 @@ def _stored_terms(job, row, parameters, shift, rows, genes, work):
     return stored.total(work[stored.VALUE], n)
 
 
-@strict
+@part
 def _terms_at_zero(job, row, parameters, mean, rows):
     """Sum of the terms as if all counts were zero; with a gradient, their slopes are left in its row and THETA_SLOPE.
 
@@ -174,7 +174,7 @@ def _terms_at_zero(job, row, parameters, mean, rows):
     return dense.total(rows[_FIRST])
 
 
-@strict
+@part
 def _theta_slopes(job, row, rows, genes, weight, work):
     """Write or add up the slopes by log theta."""
     slopes, n_genes = rows[_THETA_SLOPE], job[_GENES]
@@ -187,7 +187,7 @@ def _theta_slopes(job, row, rows, genes, weight, work):
         dense.add_scaled(slopes, weight, matrix(job[_D_LOG_THETA], job[_CHUNKS], n_genes)[row // job[_CHUNK]])
 
 
-@strict
+@part
 def _gradient(job, row, parameters, mean, inverse, rows, genes, work):
     """Write the gradient of a row, times its weight."""
     n_rows, n_genes, n = job[_ROWS], job[_GENES], genes.shape[0]
@@ -214,7 +214,7 @@ def _gradient(job, row, parameters, mean, inverse, rows, genes, work):
     matrix(job[_D_LOG_LIBRARY], 1, n_rows)[0, row] = np.float32(total * weight)
 
 
-@strict
+@part
 def _row(job, row, parameters, counts, space):
     """Log-likelihood of one row, and its gradient if asked."""
     rows, work, all_genes = space

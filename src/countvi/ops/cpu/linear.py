@@ -16,9 +16,9 @@ import math
 import numpy as np
 from numba import carray
 
-from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, strict
+from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, part, strict
 from countvi.ops.cpu.elementary import ONE, ZERO, log_one_minus
-from countvi.ops.cpu.views import integers, matrix, vector
+from countvi.ops.cpu.views import copy, integers, matrix, vector
 
 SLOTS = (
     "ticket",
@@ -91,7 +91,7 @@ def _add_all(entries, index, matrix, out):
         _add_row(entries[i], matrix[index[i]], out)
 
 
-@strict
+@part
 def _sort_by_gene(columns, offsets, entries, first, last):
     """Entries of the genes ``first ... last - 1`` by gene: where each gene begins, their cells, their values."""
     begin = np.zeros(last - first + 2, np.int64)
@@ -131,7 +131,7 @@ def _make_kernels(sources: int):
                 factor = ONE / vector(job[_DIVISOR], cells)[cell] if job[_DIVISOR] != 0 else ONE
                 _encode(values[own], factor, job[_LOG1P], entries[own])
                 row = out[cell]
-                row[:] = vector(job[_BIAS], hidden)
+                copy(vector(job[_BIAS], hidden), row)
                 _add_all(entries[own], columns[own], weight, row)
 
     def backward(data):

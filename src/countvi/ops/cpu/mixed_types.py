@@ -21,7 +21,7 @@ import numpy as np
 from numba import carray
 
 from countvi.ops.cpu import dense, stored
-from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, strict
+from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, part, strict
 from countvi.ops.cpu.elementary import ZERO, log64
 from countvi.ops.cpu.views import integers, matrix, vector
 
@@ -72,7 +72,7 @@ _SMALLEST = 1e-30
 _N_ROWS = 3
 
 
-@strict
+@part
 def _counts(job):
     return (
         vector(job[_VALUES], job[_NONZEROS]),
@@ -81,7 +81,7 @@ def _counts(job):
     )
 
 
-@strict
+@part
 def _work_space(job, offsets):
     """Rows in float32, rows in float64 as long as the longest of the spots, and its genes."""
     longest = 0
@@ -119,7 +119,7 @@ def _put_slopes(slopes, genes, library, r, out):
         out[genes[j]] = np.float32(library * slopes[j] / (r[j] if r[j] > _SMALLEST else _SMALLEST))
 
 
-@strict
+@part
 def _types_of(job, spot):
     """The types that a spot holds, and their logits."""
     starts, kinds = integers(job[_STARTS], job[_SPOTS] + 1), integers(job[_KINDS], job[_PAIRS])
@@ -128,7 +128,7 @@ def _types_of(job, spot):
     return kinds[starts[spot] : starts[spot + 1]], logits[starts[spot] - before : starts[spot + 1] - before]
 
 
-@strict
+@part
 def _gradient(job, spot, nonzero, space):
     """Write the slopes of a spot; rows of the space are softplus, the shapes of what is zero, and the types' part."""
     rows, work, _ = space
@@ -154,7 +154,7 @@ def _gradient(job, spot, nonzero, space):
         dense.multiply_scaled(logits[i], abundance[kinds[i]], by_type)
 
 
-@strict
+@part
 def _spot(job, spot, counts, space):
     """Log-likelihood of one spot, and its slopes if asked."""
     rows, work, all_genes = space

@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray
 
 from countvi.ops.cpu import stored
-from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, pointer, strict
+from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, part, pointer, strict
 from countvi.ops.cpu.elementary import ZERO, exp64, log1p64
 from countvi.ops.cpu.views import integers, matrix, vector
 
@@ -134,7 +134,7 @@ def _put(row, proteins, weight, out):
         out[proteins[j]] = np.float32(weight * row[j])
 
 
-@strict
+@part
 def _gradient(job, row, proteins, work):
     """Write the gradient of a row, times its weight."""
     n_rows, n = job[_ROWS], job[_PROTEINS]
@@ -150,7 +150,7 @@ def _gradient(job, row, proteins, work):
             total[proteins[j]] += np.float32(weight * work[stored.THETA_SLOPE, j])
 
 
-@strict
+@part
 def _row(job, row, dense_counts, all_proteins, work):
     """Log-likelihood of one row, and its gradient if asked."""
     n_rows, n_proteins = job[_ROWS], job[_PROTEINS]

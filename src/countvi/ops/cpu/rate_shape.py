@@ -15,9 +15,9 @@ import numpy as np
 from numba import carray
 
 from countvi.ops.cpu import dense, stored
-from countvi.ops.cpu.compiler import digest, kernel, next_ticket, strict
+from countvi.ops.cpu.compiler import digest, kernel, next_ticket, part
 from countvi.ops.cpu.elementary import ZERO
-from countvi.ops.cpu.views import integers, matrix, vector
+from countvi.ops.cpu.views import copy, integers, matrix, vector
 
 SLOTS = (
     "ticket",
@@ -56,7 +56,7 @@ _OWN, _SLOPE, _BY_P = range(3)
 _N_ROWS = 3
 
 
-@strict
+@part
 def _counts(job):
     return (
         vector(job[_VALUES], job[_NONZEROS]),
@@ -65,7 +65,7 @@ def _counts(job):
     )
 
 
-@strict
+@part
 def _work_space(job, offsets):
     """Rows in float32, rows in float64 as long as the longest cell, and its genes."""
     genes, longest = job[_GENES], 0
@@ -76,7 +76,7 @@ def _work_space(job, offsets):
     return rows, np.empty((stored.N_BUFFERS, longest + 40)), np.empty(longest + 40, np.int64)
 
 
-@strict
+@part
 def _gradient(job, row, at_zero, nonzero, space):
     """Write the gradient of a row, times its weight."""
     rows, work, _ = space
@@ -96,13 +96,13 @@ def _gradient(job, row, at_zero, nonzero, space):
     stored.put(work[stored.SLOPE], nonzero, slopes)
 
 
-@strict
+@part
 def _row(job, row, counts, space):
     """Log-likelihood of one row, and its gradient if asked."""
     rows, work, all_genes = space
     n_rows, genes = job[_ROWS], job[_GENES]
     logits, shift = matrix(job[_LOGITS], n_rows, genes)[row], np.float64(vector(job[_LOG_LIBRARY], n_rows)[row])
-    rows[_SLOPE][:] = logits
+    copy(logits, rows[_SLOPE])
     dense.soften(rows[_SLOPE], rows[_OWN])
     nonzero = all_genes[: stored.gather(counts, row % job[_CELLS], all_genes, work)]
     n = nonzero.shape[0]

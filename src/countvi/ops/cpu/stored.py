@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from countvi.ops.cpu.compiler import apart, relaxed, strict
+from countvi.ops.cpu.compiler import apart, part, relaxed, strict
 from countvi.ops.cpu.elementary import binet, exp64, log1p64, log64, log_factorial, stirling
 
 # Rows of the work buffer.
@@ -165,10 +165,9 @@ def gammas(work, n):
         rest[j] += log64(product[j])
 
 
-@strict
+@part
 def negative_binomial(work, n):
     """Fill VALUE, SLOPE (by log mu) and THETA_SLOPE (by log theta) from X, LOG_MU and THETA."""
-    apart()
     ratios(work, n)
     gammas(work, n)
     powers(work, n)

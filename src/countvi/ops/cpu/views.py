@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from countvi.ops.cpu.compiler import pointer, strict
+from countvi.ops.cpu.compiler import apart, pointer, strict
 
 
 @strict
@@ -33,3 +33,14 @@ def sums(address, length):
 def integers(address, length):
     """Return an int64 vector."""
     return carray(pointer(address), (length,), np.int64)
+
+
+@strict
+def copy(row, out):
+    """``out = row``.
+
+    numba's own ``out[:] = row`` brings a message about shapes, and the handling of text takes it a second to compile.
+    """
+    apart()
+    for k in range(out.shape[0]):
+        out[k] = row[k]
