@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -85,7 +86,7 @@ def quality(settings: Settings) -> list[Comparison]:
 
 
 def paper(settings: Settings) -> list[Comparison]:
-    """The simulation of the DestVI paper, by the metrics of its own benchmark."""
+    """The simulation of the DestVI paper, by the metrics of its own benchmark; beside it Stereoscope."""
     if not spots.paper_is_available():
         return []
     tiny = {"step": 2.0, "n_cells": 10, "n_reference": 5}
@@ -96,26 +97,27 @@ def paper(settings: Settings) -> list[Comparison]:
     ]
     rows = []
     for title, draws in drawn.items():
-        pair = [
+        methods = [
             Comparison(title, "s", other=METHODS, method=method)
-            for method in ("least squares on mean expression", "countvi")
+            for method in ("least squares on mean expression", "countvi", "Stereoscope of scvi-tools")
         ]
         for seed, draw in enumerate(draws):
             if (slide := draw()) is not None:
-                _add_paper(pair, slide, settings.pick(Epochs(), Epochs(2, 2)), seed)
-        rows += [row for row in pair if row.ours]
+                _add_paper(methods, slide, settings.pick(Epochs(), Epochs(2, 2)), seed)
+        rows += [row for row in methods if row.ours]
     return rows
 
 
-def _add_paper(pair: list[Comparison], slide: spots.Slide, epochs: Epochs, seed: int) -> None:
-    """Add least squares and ours on one draw of the paper's simulation."""
-    (took, proportions), (ours_took, model, _) = _least_squares(slide), _fit_ours(slide, epochs, seed)
-    for row, seconds_, found in zip(pair, (took, ours_took), (proportions, model.get_proportions()), strict=True):
+def _add_paper(methods: list[Comparison], slide: spots.Slide, epochs: Epochs, seed: int) -> None:
+    """Add least squares, ours and Stereoscope on one draw of the paper's simulation."""
+    ours_took, model, _ = _fit_ours(slide, epochs, seed)
+    found = [_least_squares(slide), (ours_took, model.get_proportions()), _stereoscope(slide, epochs, seed)]
+    for row, (took, proportions) in zip(methods, found, strict=True):
         row.notes = f"{slide.spots.n_obs:,} spots, {slide.reference.n_obs:,} cells, {slide.spots.n_vars:,} genes"
-        row.ours.append(sum(seconds_))
-        for score, value in (_by_type(found, slide.truth) | scores(found, slide.truth)).items():
+        row.ours.append(sum(took))
+        for score, value in (_by_type(proportions, slide.truth) | scores(proportions, slide.truth)).items():
             row.scores_ours.setdefault(score, []).append(value)
-    expression = pair[1].scores_ours.setdefault("Spearman of expression, mean over genes and types", [])
+    expression = methods[1].scores_ours.setdefault("Spearman of expression, mean over genes and types", [])
     expression.append(_expression(model, slide))
 
 
@@ -258,6 +260,28 @@ def _least_squares(slide: spots.Slide) -> tuple[list[float], pd.DataFrame]:
     found: list[Any] = []
     took = seconds(lambda: found.append(least_squares_abundances(counts, profiles).numpy()))
     return [took], pd.DataFrame(found[0] / np.maximum(found[0].sum(1, keepdims=True), 1e-12), columns=types)
+
+
+def _stereoscope(slide: spots.Slide, epochs: Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:
+    """Seconds of the two models, and proportions, of the other deconvolution in scvi-tools (Andersson et al. 2020)."""
+    import scvi
+
+    scvi.settings.seed, scvi.settings.verbosity = seed, 40
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    reference, slide_ = slide.reference.copy(), slide.spots.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scvi.external.RNAStereoscope.setup_anndata(reference, labels_key="cell_type")
+        cells = scvi.external.RNAStereoscope(reference)
+        took = [seconds(lambda: cells.train(**_if_given(epochs.reference), **quiet))]
+        scvi.external.SpatialStereoscope.setup_anndata(slide_)
+        model = scvi.external.SpatialStereoscope.from_rna_model(slide_, cells)
+        took.append(seconds(lambda: model.train(**_if_given(epochs.slide), **quiet)))
+        return took, model.get_proportions()
+
+
+def _if_given(max_epochs: int | None) -> dict[str, int]:
+    return {} if max_epochs is None else {"max_epochs": max_epochs}
 
 
 def _ours(slide: spots.Slide, epochs: Epochs, seed: int) -> tuple[list[float], pd.DataFrame]:
