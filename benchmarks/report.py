@@ -1,4 +1,4 @@
-"""Writes ``docs/benchmarks.md`` from the JSON in ``results/``; no figure there is typed by hand."""
+"""Writes ``docs/benchmarks.md`` and its picture from the JSON in ``results/``; no figure there is typed by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import picture
 from measure import FLOOR, HERE, METHODS, Comparison, Settings, spread
 
 PAGE = HERE.parent / "docs" / "benchmarks.md"
@@ -73,7 +74,7 @@ _TARGETS = (
 
 
 def rewrite(results: Path = Settings.results, page: Path = PAGE) -> None:
-    """Rewrite the page."""
+    """Rewrite the page and its picture."""
     sections: dict[str, list[Comparison]] = {}
     dates, parts = {}, []
     for path in sorted(results.glob("*.json")):
@@ -84,6 +85,7 @@ def rewrite(results: Path = Settings.results, page: Path = PAGE) -> None:
         tables = {FLOOR: _breakdown, METHODS: _methods}.get(rows[0].other, _sides)(rows)
         parts.append("\n\n".join([f"## {path.stem}", *tables, f"Measured on: {where}.\n"]))
     page.write_text("\n".join([_HEAD, _summary(sections, dates), *parts]))
+    picture.draw(sections, picture.PICTURE if page == PAGE else page.with_name(picture.PICTURE.name))
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
