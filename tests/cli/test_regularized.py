@@ -134,13 +134,18 @@ def test_what_a_user_can_mend_is_one_sentence(arguments, sentence, multiome, cel
 
 
 @pytest.mark.parametrize(
-    ("command", "model", "function"),
+    ("command", "model", "function", "in_words"),
     [
-        ("ambient", "AmbientRegularizedSCVI", cli.train_ambient),
-        ("multimodal", "RegularizedMultimodalVI", cli.train_multimodal),
+        ("ambient", "AmbientRegularizedSCVI", cli.train_ambient, {}),
+        (
+            "multimodal",
+            "RegularizedMultimodalVI",
+            cli.train_multimodal,
+            {"n_hidden": "128, fewer for sparse peaks"},
+        ),
     ],
 )
-def test_the_defaults_in_the_help_are_those_of_the_model(command, model, function, monkeypatch):
+def test_the_defaults_in_the_help_are_those_of_the_model(command, model, function, in_words, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")  # an option a line
     code = f"from countvi.cli import main; main(['train', {command!r}, '--help'])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -151,4 +156,5 @@ def test_the_defaults_in_the_help_are_those_of_the_model(command, model, functio
     for name in names:
         default = defaults[name].default
         expected = {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
-        assert said[name.replace("_", "-")] == expected, name
+        assert said[name.replace("_", "-")] == in_words.get(name, expected), name
+    assert all(defaults[name].default is None for name in in_words)

@@ -418,3 +418,24 @@ def test_obs_of_the_whole_is_enough() -> None:
         model = fit(SETUPS["by purpose"], mdata=mdata)
     expected = fit(SETUPS["by purpose"])
     np.testing.assert_array_equal(model.get_latent_representation(), expected.get_latent_representation())
+
+
+@pytest.mark.parametrize(("counts_per_peak", "units"), [(60, 20), (30, 16), (60_000, 128)])
+def test_sparse_peaks_have_small_networks(counts_per_peak, units, tmp_path):
+    mdata = make_mdata()
+    mdata["atac"].X = sp.csr_matrix(np.full(mdata["atac"].shape, counts_per_peak / mdata["atac"].n_obs, np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # halves are no counts
+        model = build(mdata=mdata, n_hidden=None)
+    sizes = {name: part.rho.in_features for name, part in model.module.modalities.items()}
+    assert sizes == {"rna": 128, "atac": units}
+    assert [encoder.loc.in_features for encoder in model.module.encode_z.encoders] == list(sizes.values())
+    model.train(1, **QUIET)
+    model.save(tmp_path / "model")
+    alone = Model.load(tmp_path / "model")  # without the counts that the sizes came from
+    assert {name: part.rho.in_features for name, part in alone.module.modalities.items()} == sizes
+
+
+def test_units_that_are_given_are_kept():
+    model = build(n_hidden=7)
+    assert {part.rho.in_features for part in model.module.modalities.values()} == {7}

@@ -131,7 +131,7 @@ def train_multimodal(
     library_size_key: given.LibrarySizeKey = None,
     encoder_covariate_key: given.EncoderCovariateKey = None,
     n_latent: given.NLatent = None,
-    n_hidden: given.NHidden = None,
+    n_hidden: given.NHiddenOfModalities = None,
     n_layers: given.NLayers = None,
     dropout_rate: given.DropoutRate = None,
     dispersion: given.DispersionOfPurposes = None,

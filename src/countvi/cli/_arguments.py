@@ -95,6 +95,10 @@ NLatent = Annotated[
     int | None, typer.Option(help="Dimensions of the latent space (default: 10).", rich_help_panel=_MODEL)
 ]
 NHidden = Annotated[int | None, typer.Option(help="Units per hidden layer (default: 128).", rich_help_panel=_MODEL)]
+NHiddenOfModalities = Annotated[
+    int | None,
+    typer.Option(help="Units per hidden layer (default: 128, fewer for sparse peaks).", rich_help_panel=_MODEL),
+]
 NLayers = Annotated[
     int | None, typer.Option(help="Hidden layers of encoder and decoder (default: 1).", rich_help_panel=_MODEL)
 ]

@@ -190,6 +190,10 @@ class AmbientEstimator(RegularizedEstimator, ABC):
 
     def _build(self, dataset: data_layer.Dataset | None) -> Regularized:
         names = [modality.name for modality in self.registry.modalities]
+        if self._init_args["n_hidden"] is None:  # left to the data; a saved model knows its sizes
+            assert dataset is not None, "a model is built from counts"
+            self._options = self._options.sized(dataset)
+            self._init_args["n_hidden"] = dict(self._options.values["n_hidden"])
         if dataset is None or self._loaded:
             starts = dict.fromkeys(names, Start.unknown(self.registry))
         else:

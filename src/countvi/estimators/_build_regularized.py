@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ _NUMBERS: dict[str, tuple[type, Callable[[float], bool], str]] = {
     "dispersion_hyper_prior_alpha": _POSITIVE,
 }
 """What may be given once for all modalities, or for each."""
+_UNITS, _FEWEST_UNITS = 128, 16
+_COUNTS_PER_UNIT = 3.0
+"""Counts of a peak for each of its weights: with fewer, the last layer learns the training cells by heart."""
 _FLAGS = (
     "use_batch_in_decoder",
     "regularise_background",
@@ -88,6 +92,8 @@ class RegularizedOptions:
         """
         values = dict(arguments)
         names = [modality.name for modality in registry.modalities]
+        if values["n_hidden"] is None:  # see sized()
+            values["n_hidden"] = dict.fromkeys(names, _UNITS)
         for name, rule in _NUMBERS.items():
             values[name] = _by_modality(name, values[name], names, rule)
         for name in _FLAGS:
@@ -105,6 +111,13 @@ class RegularizedOptions:
             background=_chosen("additive_background_modalities", arguments, registry, GENES),
             scaling=_chosen("feature_scaling_modalities", arguments, registry, PEAKS),
         )
+
+    def sized(self, dataset: Dataset) -> RegularizedOptions:
+        """Return the options with hidden layers that suit the data: few units where a peak has few counts."""
+        units = {
+            m.name: _units(dataset, m.name) if m.feature_type == PEAKS else _UNITS for m in dataset.registry.modalities
+        }
+        return dataclasses.replace(self, values={**self.values, "n_hidden": units})
 
     def of(self, name: str, modality: str) -> Any:
         """Return what holds for one modality."""
@@ -181,6 +194,11 @@ def build_regularized(options: RegularizedOptions, registry: Registry, starts: M
         encode_z=encode_z,
         covariates=CovariateFeatures(len(registry.continuous_keys)),
     )
+
+
+def _units(dataset: Dataset, modality: str) -> int:
+    counts = float(dataset.summary(modality).feature_totals.mean())
+    return min(_UNITS, max(_FEWEST_UNITS, round(counts / _COUNTS_PER_UNIT)))
 
 
 def purposes_of(registry: Registry) -> Purposes:

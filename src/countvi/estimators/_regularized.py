@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # While the divergence weighs little, an encoder of many sparse features learns its cells by heart.
 _PLAN = {"weight_decay": 0.0, "kl_warmup_fraction": 0.05}
-_WITH_PEAKS = 0.4
+_WITH_PEAKS = 0.75
 _NOT_OPTIONS = ("self", "adata", "mdata", "seed")
 
 
@@ -107,7 +107,8 @@ class RegularizedEstimator(ComparedEstimator, ABC):
         ----------
         max_epochs
             Passes over the training cells; by default fewer the more cells there are: 48 for 2,000, 5 for a million
-            (:func:`countvi.train.default_max_epochs`); with peaks, whose encoder overfits sooner, two fifths of that.
+            (:func:`countvi.train.default_max_epochs`); with peaks, whose networks overfit sooner, three quarters of
+            that.
         early_stopping_min_delta
             Smallest improvement of the monitored metric that counts; by default the number of features, of all
             modalities, times ``early_stopping_min_delta_per_feature``.
