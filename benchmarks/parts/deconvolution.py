@@ -11,6 +11,7 @@ for the rest.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -267,6 +268,8 @@ def _stereoscope(slide: spots.Slide, epochs: Epochs, seed: int) -> tuple[list[fl
     import scvi
 
     scvi.settings.seed, scvi.settings.verbosity = seed, 40
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     reference, slide_ = slide.reference.copy(), slide.spots.copy()
     with warnings.catch_warnings():
