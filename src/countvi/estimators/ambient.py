@@ -139,7 +139,8 @@ class AmbientRegularizedSCVI(AmbientEstimator):
             Layer with the raw counts; by default ``X``.
         batch_key
             Column of ``obs`` that serves as ambient, dispersion and library size key at once; not together with one of
-            these three.
+            these three. The decoder does not see it: to integrate batches that differ in more than that, name it among
+            the conditioning columns too.
         labels_key
             Column of ``obs`` with cell labels. The model does not read it; :meth:`get_confounding` compares covariates
             with it.
@@ -147,7 +148,7 @@ class AmbientRegularizedSCVI(AmbientEstimator):
             Columns whose levels have a background of their own, summed over columns. By default one background serves
             all cells.
         nn_conditioning_covariate_keys
-            Columns that the decoder sees.
+            Columns that the decoder sees, for any change of expression.
         nn_continuous_covariate_keys
             Columns with numbers, which encoders and decoder see.
         feature_scaling_covariate_keys
