@@ -166,10 +166,11 @@ def _scores(model: Any, adata: anndata.AnnData, truth: dict[str, np.ndarray], he
     found: dict[str, float] = {}
     rows, proteins = truth["rows"], [name for name in truth if name != "rows"]
     other = str(adata.obs["batch"].astype(str).value_counts().idxmax())
-    arguments: dict[str, Any] = {"indices": rows, "transform_batch": other, "n_samples": 5}
-    _, imputed = model.get_normalized_expression(**arguments, include_protein_background=True)
-    correlations = [_log_correlation(imputed[name].to_numpy(), truth[name]) for name in proteins]
-    found["Pearson of hidden proteins"] = float(np.mean(correlations))
+    for where, batch in (("decoded in the other batch", other), ("decoded in their own batch", None)):
+        arguments: dict[str, Any] = {"indices": rows, "transform_batch": batch, "n_samples": 5}
+        _, imputed = model.get_normalized_expression(**arguments, include_protein_background=True)
+        correlations = [_log_correlation(imputed[name].to_numpy(), truth[name]) for name in proteins]
+        found[f"Pearson of hidden proteins, {where}"] = float(np.mean(correlations))
     foreground = model.get_protein_foreground_probability(n_samples=5)
     types = adata.obs["cell_type"].astype(str)
     clear = (~types.isin(["ambiguous", "other myeloid"])).to_numpy()
