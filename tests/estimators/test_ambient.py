@@ -123,7 +123,7 @@ def test_the_divergence_weighs_fully_from_early_on() -> None:
     assert (slow.history["kl_weight"] < 1.0).sum() in (9, 10)
 
 
-def test_peaks_are_trained_for_two_fifths_as_long() -> None:
+def test_peaks_are_trained_for_three_quarters_as_long() -> None:
     genes, peaks = make_rna(), make_rna()
     peaks.var["feature_types"] = "Peaks"
     lengths = []
@@ -131,7 +131,7 @@ def test_peaks_are_trained_for_two_fifths_as_long() -> None:
         model = build(SETUPS["batch"], adata)
         model.train(**QUIET)
         lengths.append(len(model.history))
-    assert lengths[1] == math.ceil(0.4 * lengths[0]) < lengths[0]
+    assert lengths[1] == math.ceil(0.75 * lengths[0]) < lengths[0]
 
 
 def test_the_batch_and_what_it_stands_for() -> None:
