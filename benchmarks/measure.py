@@ -6,6 +6,7 @@ import datetime
 import functools
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -218,3 +219,9 @@ def in_subprocess(code: str, environment: dict[str, str] | None = None) -> str:
     if run.returncode:
         raise RuntimeError(f"A subprocess of the benchmark failed:\n{run.stderr[-2_000:]}")
     return run.stdout.strip().splitlines()[-1]
+
+
+def quiet_lightning() -> None:
+    """Keep the other side from telling of devices and of its end; each import of a part of lightning undoes it."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
 import anndata
 import numpy as np
+from measure import quiet_lightning
 
 
 class Side(ABC):
@@ -100,7 +100,7 @@ class ScviTools(Side):
     def build(self, adata: anndata.AnnData, seed: int, **options: Any) -> Any:
         import scvi
 
-        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+        quiet_lightning()
         scvi.settings.seed, scvi.settings.verbosity = seed, 40
         key = options.pop("batch_key", _batch_key(adata))
         with warnings.catch_warnings():
@@ -109,8 +109,7 @@ class ScviTools(Side):
             return scvi.model.SCVI(adata, **options)
 
     def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
-        for name in ("lightning.pytorch", "lightning.fabric"):  # each import of a part of lightning resets them
-            logging.getLogger(name).setLevel(logging.ERROR)
+        quiet_lightning()
         rest = np.setdiff1d(np.arange(model.adata.n_obs), np.concatenate([train, validation]))
         split = {"external_indexing": [train, validation, rest]}
         with warnings.catch_warnings():

@@ -5,13 +5,12 @@ COUNTVI_SCVI_TOOLS_140 names it, and COUNTVI_SCVI_TOOLS_140_ON where it trains f
 "cuda". Without, there are no figures of it. The simulation of the paper reads the folder of its inputs that
 COUNTVI_DESTVI_SIMULATION names (:mod:`spots`). Expect, on two cores, one to three hours for the quality with scvi-tools
 on them, most of it its own default epochs, and some twenty minutes without; some minutes for the step, and half an hour
-for the rest.
+for the rest; more than an hour for Stereoscope beside the simulation.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import spots
-from measure import HERE, METHODS, Comparison, Settings, in_subprocess, peak_memory, seconds
+from measure import HERE, METHODS, Comparison, Settings, in_subprocess, peak_memory, quiet_lightning, seconds
 from scipy.stats import rankdata, spearmanr
 
 BATCH = 128
@@ -268,8 +267,7 @@ def _stereoscope(slide: spots.Slide, epochs: Epochs, seed: int) -> tuple[list[fl
     import scvi
 
     scvi.settings.seed, scvi.settings.verbosity = seed, 40
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_lightning()
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     reference, slide_ = slide.reference.copy(), slide.spots.copy()
     with warnings.catch_warnings():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 import anndata
 import datasets
 import numpy as np
-from measure import Comparison, Settings, alternate, seconds
+from measure import Comparison, Settings, alternate, quiet_lightning, seconds
 from scipy.stats import rankdata
 
 BATCH = 256
@@ -146,8 +145,7 @@ def _train_ours(model: Any, train: np.ndarray, held_out: np.ndarray, max_epochs:
 
 
 def _train_theirs(model: Any, train: np.ndarray, held_out: np.ndarray, max_epochs: int | None) -> None:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_lightning()
     rest = np.setdiff1d(np.arange(model.adata.n_obs), np.concatenate([train, held_out]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

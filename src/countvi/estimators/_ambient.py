@@ -190,9 +190,8 @@ class AmbientEstimator(RegularizedEstimator, ABC):
 
     def _build(self, dataset: data_layer.Dataset | None) -> Regularized:
         names = [modality.name for modality in self.registry.modalities]
-        if self._init_args["n_hidden"] is None:  # left to the data; a saved model knows its sizes
-            assert dataset is not None, "a model is built from counts"
-            self._options = self._options.sized(dataset)
+        if self._init_args["n_hidden"] is None:  # left to the counts, if there are any; a saved model knows its sizes
+            self._options = self._options if dataset is None else self._options.sized(dataset)
             self._init_args["n_hidden"] = dict(self._options.values["n_hidden"])
         if dataset is None or self._loaded:
             starts = dict.fromkeys(names, Start.unknown(self.registry))
