@@ -35,6 +35,7 @@ from parts import (
     schedules,
     step,
     totalvi,
+    totalvi_hidden,
 )
 
 PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
@@ -62,6 +63,7 @@ PARTS: dict[str, Callable[[Settings], list[Comparison]]] = {
     "schedules": schedules.measure,
     "totalvi-step": totalvi.step,
     "totalvi-quality": totalvi.quality,
+    "totalvi-hidden": totalvi_hidden.measure,
     **{case.name: partial(quality.measure, case) for case in quality.cases()},
 }
 """In the order in which all of them are run: the longest last."""

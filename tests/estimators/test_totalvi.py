@@ -233,6 +233,40 @@ def test_a_hidden_protein_is_imputed():
     assert np.isfinite(errors["protein"]).all()
 
 
+@pytest.mark.parametrize("decoded_in", [None, "a"])
+@pytest.mark.filterwarnings("ignore::countvi.errors.DataWarning")
+def test_what_no_cell_of_a_batch_has_is_not_left_at_random(decoded_in):
+    """Hidden in batch b, a protein has the scale of a where it is decoded in a, and at most twice that in b.
+
+    The other proteins are twice as high in b.
+    """
+    adata = simulate(1)
+    hidden = (adata.obs["batch"] == "b").to_numpy()
+    truth = adata.obsm["protein"].to_numpy()[~hidden]
+    adata.obsm["protein"].iloc[hidden, [0, 4]] = np.nan
+    model = fitted(adata, 25, protein_dispersion="protein-batch")
+    cells = {"indices": np.flatnonzero(hidden), "transform_batch": decoded_in, "n_samples": 5}
+    _, protein = model.get_normalized_expression(include_protein_background=True, **cells)
+    for column in (0, 4):
+        ratio = protein.to_numpy()[:, column].mean() / truth[:, column].mean()
+        assert 0.8 < ratio < (2.0 if decoded_in is None else 1.25), (column, ratio)
+    phi = model.module.protein.log_phi.value
+    assert torch.equal(phi[1, [0, 4]], phi[0, [0, 4]]) and not torch.equal(phi[1, 1], phi[0, 1])
+
+
+@pytest.mark.filterwarnings("ignore::countvi.errors.DataWarning")
+def test_what_was_learned_of_a_batch_outlives_cells_that_lack_it(tmp_path):
+    adata = simulate(6)[:80].copy()
+    model = fitted(adata, 1, protein_dispersion="protein-batch")
+    model.save(tmp_path / "model")
+    less = adata.copy()
+    less.obsm["protein"].iloc[(less.obs["batch"] == "b").to_numpy(), 2] = np.nan
+    again = countvi.TOTALVI.load(tmp_path / "model", less)
+    again.train(1, enable_progress_bar=False, plan_kwargs={"lr": 1e-6})
+    learned, now = (m.module.protein.log_phi.value[1, 2].item() for m in (model, again))
+    assert now == pytest.approx(learned, abs=1e-3)
+
+
 def test_proteins_of_a_cell_that_has_none():
     adata = simulate(2)[:80].copy()
     adata.obsm["protein"].iloc[:5] = np.nan

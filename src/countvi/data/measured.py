@@ -63,6 +63,22 @@ class Patterns:
         """Return the patterns of some cells."""
         return Patterns(self.table, self.code[index])
 
+    def lacking(self, levels: Tensor, n_levels: int) -> Tensor:
+        """Return which features no cell of a level has, shape ``(n_levels, features)``, bool.
+
+        Parameters
+        ----------
+        levels
+            Level of each cell, shape ``(cells,)``, int64. A level without cells lacks nothing.
+        n_levels
+            Number of levels.
+        """
+        measured = torch.zeros(n_levels, self.table.shape[1], dtype=torch.bool)
+        n_patterns = len(self.table)
+        for pair in (levels * n_patterns + self.code).unique().tolist():
+            measured[pair // n_patterns] |= self.table[pair % n_patterns]
+        return ~measured & (levels.bincount(minlength=n_levels) > 0).unsqueeze(1)
+
     def hash_into(self, digest: Any) -> None:
         """Feed what was measured in each cell to a hash; how the patterns are numbered makes no difference."""
         packed = np.packbits(self.table.numpy(), axis=1)

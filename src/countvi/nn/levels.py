@@ -29,6 +29,30 @@ class ByLevel(nn.Module, ABC):
     """Whether a covariate with one level has a row; if not, it is as if that row were zero."""
 
 
+@torch.no_grad()
+def fill_untaught(part: ByLevel, factor: Factor, untaught: Tensor) -> None:
+    """Give levels that had nothing to learn from the mean of those that had.
+
+    Parameters
+    ----------
+    part
+        What has the tables; nothing happens if it does not follow the covariate.
+    factor
+        The covariate.
+    untaught
+        For which columns of the tables a level had no data, shape ``(levels, columns)``, bool. Columns for which no
+        level had any stay as they are.
+    """
+    if factor not in part.factors:
+        return
+    start = sum(other.n_levels for other in part.factors[: part.factors.index(factor)])
+    taught = ~untaught
+    for name in part.tables:
+        rows = part.get_parameter(name)[start : start + factor.n_levels]
+        mean = (rows * taught).sum(0) / taught.sum(0).clamp(min=1)
+        rows.copy_(torch.where(untaught & taught.any(0), mean, rows))
+
+
 class Combinations(NamedTuple):
     """The combinations of levels of some covariates that occur in a minibatch.
 
