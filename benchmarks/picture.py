@@ -19,6 +19,8 @@ _NAMES = {
     "pdac": "SCVI, pancreas",
     "TOTALVI, CITE-seq": "TOTALVI, RNA and protein",
 }
+_ONE_THREAD = "one thread"
+"""In the notes of rows whose times are no match for the others'."""
 _OURS, _THEIRS = "#1b6ca8", "#b8bcc2"
 
 
@@ -26,6 +28,7 @@ def draw(sections: dict[str, list[Comparison]], path: Path = PICTURE) -> None:
     """Draw how long both sides train by default, and what held-out likelihood we gain; nothing without such rows."""
     rows = [row for rows in sections.values() for row in rows if row.work.startswith(_WORK)]
     rows = [row for row in rows if row.ours and row.theirs and row.elbo_ours and row.elbo_theirs]
+    rows = [row for row in rows if _ONE_THREAD not in row.notes]
     if not rows:
         return
     rows.sort(key=lambda row: statistics.median(row.theirs))
