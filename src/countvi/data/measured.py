@@ -73,11 +73,9 @@ class Patterns:
         n_levels
             Number of levels.
         """
-        measured = torch.zeros(n_levels, self.table.shape[1], dtype=torch.bool)
-        n_patterns = len(self.table)
-        for pair in (levels * n_patterns + self.code).unique().tolist():
-            measured[pair // n_patterns] |= self.table[pair % n_patterns]
-        return ~measured & (levels.bincount(minlength=n_levels) > 0).unsqueeze(1)
+        here = [self.code[levels == level].unique() for level in range(n_levels)]
+        lacking = [~self.table[patterns].any(0) & (len(patterns) > 0) for patterns in here]
+        return torch.stack(lacking)
 
     def hash_into(self, digest: Any) -> None:
         """Feed what was measured in each cell to a hash; how the patterns are numbered makes no difference."""
