@@ -41,6 +41,7 @@ def _changes(epochs: int) -> dict[str, dict[str, Any]]:
         "no weight decay": plan(weight_decay=0.0),
         "AdamW, decay 0.01": plan(optimizer="AdamW", weight_decay=0.01),
         "minibatches of 64, as many steps": scaled(64),
+        "minibatches of 64, as many steps, peak rate 0.04": {**scaled(64), **plan(lr=0.04)},
         "minibatches of 256, as many steps": scaled(256),
         "early stopping, four times as many epochs": {"max_epochs": 4 * epochs, "early_stopping": True},
     }
