@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from countvi.batch import Design, Factor
-from countvi.nn.levels import combinations, n_rows
+from countvi.nn.levels import combinations, fill_untaught, n_rows
+from countvi.nn.linear import LevelTable
 
 FACTORS = {
     "one": [Factor(0, 3)],
@@ -50,3 +51,20 @@ def test_without_levels_there_is_one_row_for_all(factors):
 def test_no_cells():
     found = combinations(design(0), FACTORS["two"])
     assert found.code.shape == (0,) and found.index.shape == (2, 0)
+
+
+def test_untaught_levels_take_the_mean_of_the_others_of_their_covariate():
+    batch, donor = Factor(0, 3), Factor(1, 2)
+    table = LevelTable((donor, batch), 3)
+    with torch.no_grad():
+        table.weight.copy_(torch.arange(15.0).view(5, 3))
+    before = table.weight.detach().clone()
+    # The first column was learned nowhere, the second not of the middle level, the third of the last one only.
+    untaught = torch.tensor([[True, False, True], [True, True, True], [True, False, False]])
+    fill_untaught(table, Factor(2, 3), untaught)
+    assert torch.equal(table.weight, before), "a covariate that the table does not follow"
+    fill_untaught(table, batch, untaught)
+    expected = before.clone()
+    expected[3, 1] = (7.0 + 13.0) / 2
+    expected[2:4, 2] = 14.0
+    assert torch.equal(table.weight, expected)

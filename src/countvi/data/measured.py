@@ -69,13 +69,12 @@ class Patterns:
         Parameters
         ----------
         levels
-            Level of each cell, shape ``(cells,)``, int64. A level without cells lacks nothing.
+            Level of each cell, shape ``(cells,)``, int64. A level without cells lacks all.
         n_levels
             Number of levels.
         """
-        here = [self.code[levels == level].unique() for level in range(n_levels)]
-        lacking = [~self.table[patterns].any(0) & (len(patterns) > 0) for patterns in here]
-        return torch.stack(lacking)
+        patterns = (self.code[levels == level].unique() for level in range(n_levels))
+        return torch.stack([~self.table[those].any(0) for those in patterns])
 
     def hash_into(self, digest: Any) -> None:
         """Feed what was measured in each cell to a hash; how the patterns are numbered makes no difference."""
