@@ -265,6 +265,9 @@ def test_what_was_learned_of_a_batch_outlives_cells_that_lack_it(tmp_path):
     again.train(1, enable_progress_bar=False, plan_kwargs={"lr": 1e-6})
     learned, now = (m.module.protein.log_phi.value[1, 2].item() for m in (model, again))
     assert now == pytest.approx(learned, abs=1e-3)
+    mapped = countvi.TOTALVI.load_query_data(less, model)
+    mapped.train(1, enable_progress_bar=False)
+    assert mapped.module.protein.log_phi.value[1, 2].item() == learned
 
 
 def test_proteins_of_a_cell_that_has_none():
