@@ -262,6 +262,27 @@ def test_what_was_not_measured_is_left_out(trained: Any) -> None:
     assert (trained.get_decontaminated_counts()["rna"][no_rna]).nnz == 0
 
 
+@pytest.mark.filterwarnings("ignore::countvi.errors.DataWarning")
+def test_what_no_cell_of_a_batch_has_is_not_left_at_random() -> None:
+    """Peaks were measured in one batch of two: the other is decoded like it, and RNA as before."""
+    atac = make_atac()
+    atac = atac[(atac.obs["batch"] == "b0").to_numpy()].copy()
+    model = fit(
+        SETUPS["batch and conditioning"],
+        mdata=make_mdata(rna=make_rna(), atac=atac),
+        n_layers=2,
+        additive_background_modalities=["rna", "atac"],
+    )
+    parts = model.module.modalities
+    for layer in parts["atac"].decode.layers:
+        b0, b1 = layer.linear.levels.weight[3:]  # the first three are donors
+        assert torch.equal(b0, b1)
+    assert torch.equal(*parts["atac"].background.beta)
+    for layer in parts["rna"].decode.layers:
+        assert not torch.isclose(*layer.linear.levels.weight[3:]).any()
+    assert not torch.isclose(*parts["rna"].background.beta).any()
+
+
 def test_library_priors_are_those_of_the_cells_measured() -> None:
     model = build({"batch_key": "batch"})
     adata = model.adata["atac"]

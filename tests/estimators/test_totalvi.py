@@ -254,6 +254,23 @@ def test_what_no_cell_of_a_batch_has_is_not_left_at_random(decoded_in):
     assert torch.equal(phi[1, [0, 4]], phi[0, [0, 4]]) and not torch.equal(phi[1, 1], phi[0, 1])
 
 
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_a_batch_without_proteins_is_decoded_like_the_others(likelihood):
+    """Only the proteins; what the trunk of pi does in that batch is learned where the RNA's dropout needs it."""
+    adata = simulate(3)[:120].copy()
+    adata.obsm["protein"].iloc[(adata.obs["batch"] == "b").to_numpy()] = np.nan
+    model = fitted(adata, 1, gene_likelihood=likelihood, n_layers_decoder=2)
+    a, b = model.module.decode.first.linear.levels.weight
+    alike = torch.eq(a, b).view(4, -1)
+    assert alike.all(1).tolist() == [False, True, True, likelihood == "nb"]
+    assert not alike[0].any() and (likelihood == "nb" or not alike[3].any())
+    rest = [torch.equal(*network.layers[0].linear.levels.weight) for network in model.module.decode.rest]
+    assert rest == [False, True, True, likelihood == "nb"]
+    for head in (model.module.protein.loc, model.module.protein.scale, model.module.protein.alpha):
+        assert torch.equal(*head.levels.weight)
+    assert not torch.equal(*model.module.rho.levels.weight)
+
+
 @pytest.mark.filterwarnings("ignore::countvi.errors.DataWarning")
 def test_what_was_learned_of_a_batch_outlives_cells_that_lack_it(tmp_path):
     adata = simulate(6)[:80].copy()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from countvi.batch import Design, Factor
-from countvi.nn.levels import combinations, fill_untaught, n_rows
+from countvi.nn.levels import Taught, combinations, fill_untaught, n_rows
 from countvi.nn.linear import LevelTable
 
 FACTORS = {
@@ -61,10 +61,22 @@ def test_untaught_levels_take_the_mean_of_the_others_of_their_covariate():
     before = table.weight.detach().clone()
     # The first column was learned nowhere, the second not of the middle level, the third of the last one only.
     untaught = torch.tensor([[True, False, True], [True, True, True], [True, False, False]])
-    fill_untaught(table, Factor(2, 3), untaught)
+    tables = Taught(table, by_feature=True)
+    fill_untaught(tables, Factor(2, 3), untaught)
     assert torch.equal(table.weight, before), "a covariate that the table does not follow"
-    fill_untaught(table, batch, untaught)
+    fill_untaught(tables, batch, untaught)
     expected = before.clone()
     expected[3, 1] = (7.0 + 13.0) / 2
     expected[2:4, 2] = 14.0
+    assert torch.equal(table.weight, expected)
+
+
+def test_units_are_taught_by_any_feature():
+    table = LevelTable((Factor(0, 3),), 4)
+    with torch.no_grad():
+        table.weight.copy_(torch.arange(12.0).view(3, 4))
+    expected = table.weight.detach().clone()
+    expected[0, 1:3] = torch.tensor([7.0, 8.0])
+    lacking = torch.tensor([[True, True], [False, True], [False, False]])
+    fill_untaught(Taught(table, by_feature=False, columns=slice(1, 3)), Factor(0, 3), lacking)
     assert torch.equal(table.weight, expected)

@@ -15,7 +15,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from countvi.batch import AbsentCounts, Batch, CountBlock, Design
+from countvi.batch import AbsentCounts, Batch, CountBlock, Design, Factor
 from countvi.data.columns import codes_of, continuous_of, size_factor_of
 from countvi.data.container import check_container, obs_column, part_of, part_text, rows_of
 from countvi.data.features import feature_names
@@ -144,6 +144,30 @@ class Dataset:
             cells = self.patterns[name].some() if name in self.patterns else self.present.get(name)
             self._summaries[name] = summarize(self.sources[name], present=None if cells is None else cells.numpy())
         return self._summaries[name]
+
+    def lacking(self, modality: str, factor: Factor, rows: NDArray[np.int64]) -> Tensor:
+        """Return which features were measured in no cell of a level; a level without cells lacks all.
+
+        Parameters
+        ----------
+        modality
+            Which features.
+        factor
+            The covariate.
+        rows
+            Row numbers of the cells that count.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(levels, features)``, bool; ``(levels, 1)`` where all features are measured in the same cells.
+        """
+        index = torch.from_numpy(np.array(rows, dtype=np.int64))
+        levels = self.codes[index, factor.column]
+        if modality in self.patterns:
+            return self.patterns[modality].cells(index).lacking(levels, factor.n_levels)
+        seen = levels[self.present[modality][index]] if modality in self.present else levels
+        return (seen.bincount(minlength=factor.n_levels) == 0).unsqueeze(1)
 
     def level_sums(self, modality: str, columns: Sequence[int]) -> list[Tensor]:
         """Sum the counts of each feature over the cells of each level of some covariates, in one pass.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,10 @@ from countvi.estimators._build import LibraryMoments, observation_of
 from countvi.estimators._protein_start import ProteinStart
 from countvi.models.totalvi import N_TRUNKS, ProteinDecoder
 from countvi.models.totalvi import TOTALVI as TOTALVIModel
-from countvi.nn import encoder, levels, library, linear, mlp, observation
+from countvi.nn import encoder, library, linear, mlp, observation
 from countvi.nn.protein import WITHOUT_DATA, BackgroundPrior, Efficiency
 from countvi.nn.trunks import Trunks
 from countvi.ops import Link
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _WHERE = {"encoder": (True, False), "decoder": (False, True), "none": (False, False), "both": (True, True)}
 _LIKELIHOODS = {"nb": "nb", "zinb": "zinb", "negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
@@ -261,30 +258,3 @@ def adversary_scale(asked: Any, n_batches: int, *, missing: bool) -> float | Non
         message = "adversarial_classifier needs several batches to tell apart; the data have one. Leave it out."
         raise OptionError(message)
     return (None if asked else 0.0) if flag else float(asked)
-
-
-def fill_untaught(decoder: ProteinDecoder, dataset: Dataset, rows: NDArray[np.int64]) -> None:
-    """Where no cell of a batch has a protein, take what the batch does to it from the mean of the other batches.
-
-    So with every covariate. It would be as random as before training, and what is predicted there with it. Efficiencies
-    are left: their prior says what they are without data.
-
-    Parameters
-    ----------
-    decoder
-        Of a model just trained from scratch.
-    dataset, rows
-        The cells that it was trained on.
-    """
-    patterns = dataset.patterns.get(PROTEIN)
-    if patterns is None:
-        return
-    last = (decoder.loc, decoder.scale, decoder.alpha, decoder.pi)
-    parts: list[levels.ByLevel] = [layer.levels for layer in last if isinstance(layer, linear.LevelHead)]
-    parts += [part for part in (decoder.log_phi, decoder.prior) if isinstance(part, levels.ByLevel)]
-    registry, index = dataset.registry, torch.from_numpy(rows)
-    patterns = patterns.cells(index)
-    for factor in dict.fromkeys((registry.batch, registry.labels, registry.panel, *registry.categorical)):
-        lacking = patterns.lacking(dataset.codes[index, factor.column], factor.n_levels)
-        for part in parts:
-            levels.fill_untaught(part, factor, lacking.to(decoder.prior.loc.device))

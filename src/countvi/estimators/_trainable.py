@@ -234,12 +234,13 @@ class Trainable(ABC):
         )
         fabric = _training.make_fabric(accelerator, devices, strategy, precision, logger)
         hooks = [*progress_callback(enable_progress_bar), *callbacks]
-        _training.check_learns(self.module)
         dataset = self._need_data()
         self._split, result = _training.train(
             fabric, self.module, dataset, request, hooks, split=self._split, first_epoch=len(self._rows)
         )
         self.module.load_state_dict(result.weights)
+        if not self._loaded and self._mapped is None:  # else other cells may have had what these lack
+            _training.fill_untaught(self.module, dataset, self._split.train)
         self.module.float().eval()
         self._rows.extend(result.rows)
         self._fingerprint = None  # of the data trained on; computed when it is needed, as it reads them all

@@ -21,6 +21,7 @@ from countvi.errors import NonFiniteError, OptionError, shorten
 from countvi.estimators._feed import DatasetFeed
 from countvi.estimators._indices import resolve_rows
 from countvi.models._base import CountModel
+from countvi.nn import levels
 from countvi.train import (
     Callback,
     Companion,
@@ -185,6 +186,7 @@ def train(
     OptionError
         If something asked for cannot be.
     """
+    check_learns(model)
     check_size("batch_size", request.batch_size)
     check_size("check_val_every_n_epoch", request.check_val_every_n_epoch)
     for callback in callbacks:
@@ -222,6 +224,28 @@ def train(
         data=_cut(dataset, split, request.batch_size) if request.checkpoint_dir else "",
     )
     return split, run(fabric, model, feed, config, (callbacks, request.companions), dataset)
+
+
+def fill_untaught(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:
+    """Where no cell of a batch was measured, take what the batch does from the mean of the other batches.
+
+    So with every covariate, modality and feature. It would be as random as before training, and what is predicted there
+    with it.
+
+    Parameters
+    ----------
+    model
+        Just trained from scratch.
+    dataset, rows
+        The cells that it was trained on.
+    """
+    registry = dataset.registry
+    for name in (*dataset.patterns, *dataset.present):
+        tables = model.taught_by(name)
+        for factor in registry.factors(range(len(registry.columns))) if tables else ():
+            lacking = dataset.lacking(name, factor, rows)
+            for table in tables:
+                levels.fill_untaught(table, factor, lacking.to(next(table.part.parameters()).device))
 
 
 def _cut(dataset: Dataset, split: Split, batch_size: int) -> str:

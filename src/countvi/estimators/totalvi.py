@@ -13,7 +13,7 @@ from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import PROTEIN
 from countvi.errors import FileFormatError, shorten
-from countvi.estimators._build_totalvi import Start, TOTALVIOptions, adversary_scale, build_totalvi, fill_untaught
+from countvi.estimators._build_totalvi import Start, TOTALVIOptions, adversary_scale, build_totalvi
 from countvi.estimators._indices import Indices, resolve_rows
 from countvi.estimators._passing import passes_on_to
 from countvi.estimators._proteins import ProteinEstimator
@@ -359,8 +359,6 @@ class TOTALVI(ProteinEstimator):
         warmup = {"n_steps_kl_warmup": n_steps_kl_warmup, "n_epochs_kl_warmup": n_epochs_kl_warmup}
         plan = plan_entries(plan_kwargs, lr=lr, reduce_lr_on_plateau=reduce_lr_on_plateau, **warmup)
         super().train(max_epochs, batch_size=batch_size, plan_kwargs=plan, **arguments)
-        if not self._loaded and self._mapped is None:  # else other cells may have had what these lack
-            fill_untaught(self.module.protein, self._need_data(), self.train_indices)
 
     def _companions(self) -> Sequence[Companion]:
         if self._adversary_scale == 0.0:

@@ -7,7 +7,7 @@ data, p(data | latents, design). The evidence lower bound follows and is written
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -18,6 +18,7 @@ from countvi.batch import Batch, Design
 from countvi.likelihoods import CountLikelihood
 from countvi.models.objective import Elbo
 from countvi.nn.latent import Gaussian, Given, divergence
+from countvi.nn.levels import Taught
 from countvi.typing import CellsLatent
 
 
@@ -81,6 +82,10 @@ class CountModel(nn.Module, ABC):
     def weight(self, design: Design) -> Tensor | None:
         """What each cell counts in training, shape ``(cells,)``; ``None`` for one each."""
         return None
+
+    def taught_by(self, modality: str) -> Sequence[Taught]:
+        """Tables with a row per level that the counts of this modality teach, and nothing else does."""
+        return ()
 
     @final
     def sample(self, q: Any, generator: torch.Generator | None = None, n_samples: int | None = None) -> Any:

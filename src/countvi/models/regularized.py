@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from countvi.likelihoods import AmbientRate, GammaPoisson
 from countvi.models._base import CountModel
 from countvi.nn.joint import JointEncoder
 from countvi.nn.latent import Gaussian, Latent, side_by_side
+from countvi.nn.levels import Taught, taught
 from countvi.nn.library import ResidualLibrary
 from countvi.nn.linear import CovariateFeatures, Head
 from countvi.nn.mlp import Mlp
@@ -172,6 +173,12 @@ class Regularized(CountModel):
     def cell_state(self, latents: Latents[Tensor]) -> CellsLatent:
         """Return z."""
         return latents.z
+
+    def taught_by(self, modality: str) -> Sequence[Taught]:
+        """What covariates do in the decoder of a modality, and its background unless that has a prior to stay at."""
+        part = self.modalities[modality]
+        free = part.background is not None and part.background.prior is None
+        return [*taught(part.decode), *([Taught(part.background, by_feature=True)] if free else [])]
 
     def log_prior(self) -> Mapping[str, Tensor]:
         """Log-priors of theta, background and scaling of each modality."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -14,8 +14,9 @@ from countvi.likelihoods import CountLikelihood, MixtureRate, NegativeBinomialMi
 from countvi.models._base import Conditional, CountModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Latent
+from countvi.nn.levels import Taught, taught
 from countvi.nn.library import Library
-from countvi.nn.linear import Appended, CovariateFeatures, Head, LevelHead
+from countvi.nn.linear import Appended, CovariateFeatures, LastLayer
 from countvi.nn.observation import Dispersion, Observation
 from countvi.nn.protein import BackgroundPrior, Efficiency
 from countvi.nn.trunks import Trunks
@@ -23,8 +24,6 @@ from countvi.ops import Link
 from countvi.typing import CellsLatent
 
 T = TypeVar("T", Latent, Tensor)
-
-LastLayer = Head | LevelHead
 
 _MIN_SCALE = 1e-8
 N_TRUNKS = 4
@@ -235,6 +234,12 @@ class TOTALVI(CountModel):
     def cell_state(self, latents: Latents[Tensor]) -> CellsLatent:
         """Return z, on the simplex with ``latent_distribution="ln"``."""
         return self.to_state(latents.z)
+
+    def taught_by(self, modality: str) -> Sequence[Taught]:
+        """What covariates do to proteins; efficiencies stay at their prior, and RNA may need the trunk of pi, too."""
+        tables = [one for one in taught(self.protein, by_feature=True) if one.part is not self.protein.efficiency]
+        shared = any(isinstance(part, LastLayer) for part in self.observe.modules())
+        return [*tables, *self.decode.taught(range(1, N_TRUNKS - shared))] if modality == PROTEIN else ()
 
     def log_prior(self) -> Mapping[str, Tensor]:
         """Log-prior of the efficiencies."""

@@ -29,28 +29,46 @@ class ByLevel(nn.Module, ABC):
     """Whether a covariate with one level has a row; if not, it is as if that row were zero."""
 
 
+class Taught(NamedTuple):
+    """Tables that the counts of one modality teach, and nothing else does."""
+
+    part: ByLevel
+    """What has them."""
+    by_feature: bool
+    """Whether each column belongs to a feature, which teaches it; else all features teach all columns."""
+    columns: slice = slice(None)
+    """The columns that are meant, of those that do not belong to features."""
+
+
+def taught(module: nn.Module, *, by_feature: bool = False) -> list[Taught]:
+    """Return the tables of a module that the counts of one modality teach as a whole."""
+    return [Taught(part, by_feature) for part in module.modules() if isinstance(part, ByLevel)]
+
+
 @torch.no_grad()
-def fill_untaught(part: ByLevel, factor: Factor, untaught: Tensor) -> None:
+def fill_untaught(tables: Taught, factor: Factor, lacking: Tensor) -> None:
     """Give levels that had nothing to learn from the mean of those that had.
 
     Parameters
     ----------
-    part
-        What has the tables; nothing happens if it does not follow the covariate.
+    tables
+        The tables; nothing happens if they do not follow the covariate.
     factor
         The covariate.
-    untaught
-        For which columns of the tables a level had no data, shape ``(levels, columns)``, bool. Columns for which no
-        level had any stay as they are.
+    lacking
+        Which features no cell of a level had, shape ``(levels, features)``, bool. Columns that no level had data for
+        stay as they are.
     """
+    part, columns = tables.part, tables.columns
     if factor not in part.factors:
         return
     start = sum(other.n_levels for other in part.factors[: part.factors.index(factor)])
-    taught = ~untaught
+    untaught = lacking if tables.by_feature else lacking.all(1, keepdim=True)
+    has = ~untaught
     for name in part.tables:
-        rows = part.get_parameter(name)[start : start + factor.n_levels]
-        mean = (rows * taught).sum(0) / taught.sum(0).clamp(min=1)
-        rows.copy_(torch.where(untaught & taught.any(0), mean, rows))
+        rows = part.get_parameter(name)[start : start + factor.n_levels, columns]
+        mean = (rows * has).sum(0) / has.sum(0).clamp(min=1)
+        rows.copy_(torch.where(untaught & has.any(0), mean, rows))
 
 
 class Combinations(NamedTuple):

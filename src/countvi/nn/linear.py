@@ -198,7 +198,11 @@ class LevelHead(nn.Module):
         return ops.linear(input, self.weight, self.bias)
 
 
-def head(n_in: int, n_genes: int, factors: Sequence[Factor] = ()) -> Head | LevelHead:
+LastLayer = Head | LevelHead
+"""Either of them."""
+
+
+def head(n_in: int, n_genes: int, factors: Sequence[Factor] = ()) -> LastLayer:
     """Return a last layer whose input ends in the one-hot levels of covariates, if there are any."""
     informative = any(factor.n_levels > 1 for factor in factors)
     return LevelHead(n_in, n_genes, factors) if informative else Head(n_in, n_genes)
