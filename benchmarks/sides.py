@@ -30,8 +30,16 @@ class Side(ABC):
         """Set up and construct a model with its defaults and the given options; ``batch_key`` goes to the set-up."""
 
     @abstractmethod
-    def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
-        """Fit on ``train``; ``max_epochs=None`` is the library's own default."""
+    def train(
+        self,
+        model: Any,
+        train: np.ndarray,
+        validation: np.ndarray,
+        max_epochs: int | None,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
+        """Fit on ``train``; ``None`` is the library's own default."""
 
     @abstractmethod
     def elbo(self, model: Any, rows: np.ndarray) -> float:
@@ -67,6 +75,10 @@ def _batch_key(adata: anndata.AnnData) -> str | None:
     return "batch" if "batch" in adata.obs and adata.obs["batch"].nunique() > 1 else None
 
 
+def _if_given(batch_size: int | None) -> dict[str, int]:
+    return {} if batch_size is None else {"batch_size": batch_size}
+
+
 class Countvi(Side):
     """Our side."""
 
@@ -81,9 +93,17 @@ class Countvi(Side):
             countvi.SCVI.setup_anndata(adata, batch_key=key)
             return countvi.SCVI(adata, seed=seed, **options)
 
-    def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
+    def train(
+        self,
+        model: Any,
+        train: np.ndarray,
+        validation: np.ndarray,
+        max_epochs: int | None,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
         where = {"accelerator": self.accelerator, "enable_progress_bar": False}
-        model.train(max_epochs, external_indexing=[train, validation], **where)
+        model.train(max_epochs, external_indexing=[train, validation], **where, **_if_given(batch_size))
 
     def elbo(self, model: Any, rows: np.ndarray) -> float:
         return float(np.mean([model.get_elbo(indices=rows, seed=draw) for draw in range(5)]))
@@ -108,14 +128,22 @@ class ScviTools(Side):
             scvi.model.SCVI.setup_anndata(adata, batch_key=key)
             return scvi.model.SCVI(adata, **options)
 
-    def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None) -> None:
+    def train(
+        self,
+        model: Any,
+        train: np.ndarray,
+        validation: np.ndarray,
+        max_epochs: int | None,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
         quiet_lightning()
         rest = np.setdiff1d(np.arange(model.adata.n_obs), np.concatenate([train, validation]))
         split = {"external_indexing": [train, validation, rest]}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             where = {"accelerator": self.accelerator, "enable_progress_bar": False}
-            model.train(max_epochs, datasplitter_kwargs=split, **where)
+            model.train(max_epochs, datasplitter_kwargs=split, **where, **_if_given(batch_size))
 
     def elbo(self, model: Any, rows: np.ndarray) -> float:
         return float(np.mean([float(model.get_elbo(indices=rows)) for _ in range(5)]))

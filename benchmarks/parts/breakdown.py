@@ -103,7 +103,7 @@ class _Stepper:
         """Milliseconds of a step in ``train``, over whole epochs."""
         per_epoch = self.feed.n_steps()
         epochs = max(1, round(n_steps / per_epoch))
-        took = seconds(lambda: SIDES[0].train(self.model, *self.split, epochs))
+        took = seconds(lambda: SIDES[0].train(self.model, *self.split, epochs, batch_size=BATCH))
         return 1e3 * took / (epochs * per_epoch)
 
 

@@ -13,7 +13,7 @@ import separation
 from measure import METHODS, Comparison, Settings, seconds
 
 _DATA = ("pbmc3k", "kang", "pbmc4k", "citeseq")
-_DEFAULT = "default"
+_DEFAULT, _BATCH = "default", 64
 
 
 def _changes(epochs: int) -> dict[str, dict[str, Any]]:
@@ -24,14 +24,14 @@ def _changes(epochs: int) -> dict[str, dict[str, Any]]:
 
     def scaled(batch_size: int) -> dict[str, Any]:
         # As many steps as by default.
-        return {"batch_size": batch_size, "max_epochs": max(1, round(epochs * batch_size / 128))}
+        return {"batch_size": batch_size, "max_epochs": max(1, round(epochs * batch_size / _BATCH))}
 
     return {
         _DEFAULT: {},
         "half as many epochs": {"max_epochs": math.ceil(epochs / 2)},
         "twice as many epochs": {"max_epochs": 2 * epochs},
-        "peak rate 0.01": plan(lr=0.01),
-        "peak rate 0.04": plan(lr=0.04),
+        "peak rate 0.02": plan(lr=0.02),
+        "peak rate 0.08": plan(lr=0.08),
         "constant rate 0.001": plan(schedule="constant", lr=0.001),
         "constant rate 0.005": plan(schedule="constant", lr=0.005),
         "KL warm-up over 5% of the run": plan(kl_warmup_fraction=0.05),
@@ -40,8 +40,9 @@ def _changes(epochs: int) -> dict[str, dict[str, Any]]:
         "eps 1e-4": plan(eps=1e-4),
         "no weight decay": plan(weight_decay=0.0),
         "AdamW, decay 0.01": plan(optimizer="AdamW", weight_decay=0.01),
-        "minibatches of 64, as many steps": scaled(64),
-        "minibatches of 64, as many steps, peak rate 0.04": {**scaled(64), **plan(lr=0.04)},
+        "minibatches of 32, as many steps": scaled(32),
+        "minibatches of 128, as many steps": scaled(128),
+        "minibatches of 128, as many steps, peak rate 0.02": {**scaled(128), **plan(lr=0.02)},
         "minibatches of 256, as many steps": scaled(256),
         "early stopping, four times as many epochs": {"max_epochs": 4 * epochs, "early_stopping": True},
     }

@@ -71,4 +71,5 @@ class Steps:
         """Train once more."""
         nothing = np.empty(0, dtype=np.int64)
         n_steps = self.epochs * -(-len(self.cells) // BATCH)
-        return 1e3 / n_steps * seconds(lambda: self.side.train(self.model, self.cells, nothing, self.epochs))
+        rows, size = (self.cells, nothing), {"batch_size": BATCH}
+        return 1e3 / n_steps * seconds(lambda: self.side.train(self.model, *rows, self.epochs, **size))

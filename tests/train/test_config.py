@@ -8,6 +8,7 @@ import pytest
 
 from countvi.errors import OptionError
 from countvi.train import TrainingPlan, default_max_epochs, scvi_tools_plan
+from countvi.train.config import with_peak
 
 
 def test_the_plan_of_scvi_tools():
@@ -34,6 +35,12 @@ def test_warm_up_in_steps_and_in_epochs():
     assert [in_epochs(s) for s in (0, 4, 5, 19, 20)] == [0.0, 0.0, 0.25, 0.75, 1.0]
     ends = TrainingPlan(n_steps_kl_warmup=10, min_kl_weight=0.1, max_kl_weight=0.5).kl_weight(100, 5, restarted=False)
     assert [ends(s) for s in (0, 5, 10)] == pytest.approx([0.1, 0.3, 0.5])
+
+
+def test_another_peak_rate_is_for_one_cycle_alone():
+    assert with_peak({"eps": 0.1}, 0.3) == {"lr": 0.3, "eps": 0.1}
+    assert with_peak({"lr": 0.2}, 0.3) == {"lr": 0.2}
+    assert TrainingPlan.from_kwargs(with_peak({"schedule": "constant"}, 0.3)).peak_lr == 0.001
 
 
 def test_a_restarted_run_has_no_second_warm_up():

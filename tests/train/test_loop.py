@@ -87,8 +87,8 @@ def test_the_history_of_the_default_plan(tiny):
     np.testing.assert_allclose(history["kl_weight"], np.minimum(last / 9, 1.0))
     assert history["kl_weight"].iloc[-1] == 1.0
     x = last / 29
-    up = 0.02 + (0.0008 - 0.02) * (1 + np.cos(np.pi * x / 0.25)) / 2
-    down = 2e-5 + (0.02 - 2e-5) * (1 + np.cos(np.pi * (x - 0.25) / 0.75)) / 2
+    up = 0.04 + (0.0016 - 0.04) * (1 + np.cos(np.pi * x / 0.25)) / 2
+    down = 4e-5 + (0.04 - 4e-5) * (1 + np.cos(np.pi * (x - 0.25) / 0.75)) / 2
     np.testing.assert_allclose(history["lr"], np.where(x < 0.25, up, down))
     for part in ("train", "validation"):
         total = history[f"reconstruction_loss_{part}"] + history[f"kl_local_{part}"]

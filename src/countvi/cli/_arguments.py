@@ -191,11 +191,14 @@ ScalingModality = Annotated[
 MaxEpochs = Annotated[
     int | None,
     typer.Option(
-        help="Passes over the training cells (default: by their number; 48 for 2,000 cells, 5 for a million).",
+        help="Passes over the training cells (default: by their number and the batch size).",
         rich_help_panel=_TRAINING,
     ),
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Cells per step (default: 128).", rich_help_panel=_TRAINING)]
+BatchSize = Annotated[int | None, typer.Option(help="Cells per step (default: 64).", rich_help_panel=_TRAINING)]
+BatchSizeOfRegularized = Annotated[
+    int | None, typer.Option(help="Cells per step (default: 128).", rich_help_panel=_TRAINING)
+]
 TrainSize = Annotated[
     float | None,
     typer.Option(

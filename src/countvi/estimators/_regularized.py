@@ -18,7 +18,7 @@ from countvi.estimators._compared import ComparedEstimator
 from countvi.estimators._differential import importance
 from countvi.estimators._indices import Indices
 from countvi.estimators._passing import passes_on_to
-from countvi.train.config import plan_entries
+from countvi.train.config import plan_entries, with_peak
 
 if TYPE_CHECKING:
     from typing import Self
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # While the divergence weighs little, an encoder of many sparse features learns its cells by heart.
 _PLAN = {"weight_decay": 0.0, "kl_warmup_fraction": 0.05}
 _WITH_PEAKS = 0.75
+# Networks of any size shall fit alike; with more noise in the steps, as SCVI has it, large ones end lower.
+_BATCH, _PEAK = 128, 0.02
 _NOT_OPTIONS = ("self", "adata", "mdata", "seed")
 
 
@@ -96,6 +98,7 @@ class RegularizedEstimator(ComparedEstimator, ABC):
         self,
         max_epochs: int | None = None,
         *,
+        batch_size: int = _BATCH,
         early_stopping_min_delta: float | None = None,
         early_stopping_min_delta_per_feature: float = 2e-4,
         plan_kwargs: Mapping[str, Any] | None = None,
@@ -109,15 +112,17 @@ class RegularizedEstimator(ComparedEstimator, ABC):
             Passes over the training cells; by default fewer the more cells there are: 48 for 2,000, 5 for a million
             (:func:`countvi.train.default_max_epochs`); with peaks, whose networks overfit sooner, three quarters of
             that.
+        batch_size
+            Cells per step.
         early_stopping_min_delta
             Smallest improvement of the monitored metric that counts; by default the number of features, of all
             modalities, times ``early_stopping_min_delta_per_feature``.
         early_stopping_min_delta_per_feature
             The same per feature, in nats per cell.
         plan_kwargs
-            As for :class:`countvi.SCVI`, but with a KL warm-up over a twentieth of the run, and without weight decay
-            unless ``{"weight_decay": ...}`` asks for it: it would be a second prior of background, factors and
-            dispersions.
+            As for :class:`countvi.SCVI`, but with a peak rate of 0.02, a KL warm-up over a twentieth of the run, and
+            without weight decay unless ``{"weight_decay": ...}`` asks for it: it would be a second prior of background,
+            factors and dispersions.
         arguments
             All other arguments of :meth:`countvi.SCVI.train`.
         """
@@ -125,7 +130,8 @@ class RegularizedEstimator(ComparedEstimator, ABC):
             n_features = sum(m.n_features for m in self.registry.modalities)
             early_stopping_min_delta = n_features * early_stopping_min_delta_per_feature
         plan = _PLAN | plan_entries(plan_kwargs)
-        super().train(max_epochs, early_stopping_min_delta=early_stopping_min_delta, plan_kwargs=plan, **arguments)
+        arguments |= {"batch_size": batch_size, "early_stopping_min_delta": early_stopping_min_delta}
+        super().train(max_epochs, plan_kwargs=with_peak(plan, _PEAK), **arguments)
 
     def _relative_length(self) -> float:
         peaks = any(modality.feature_type == data_layer.PEAKS for modality in self.registry.modalities)

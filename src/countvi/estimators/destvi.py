@@ -238,6 +238,7 @@ class DestVI(SpotAnalysis):
         self,
         max_epochs: int | None = None,
         *,
+        batch_size: int = 128,
         lr: float | None = None,
         train_size: float | None = None,
         n_epochs_kl_warmup: int | None = None,
@@ -251,6 +252,8 @@ class DestVI(SpotAnalysis):
         max_epochs
             Passes over the spots; by default 30, or 100 with a network: more raise the likelihood a little further, and
             let states imitate other types.
+        batch_size
+            Spots per step.
         lr, n_epochs_kl_warmup
             The same as in ``plan_kwargs``, and go before it.
         train_size
@@ -274,12 +277,12 @@ class DestVI(SpotAnalysis):
         default = _EPOCHS_AMORTISED if any(self._options.amortised) else _EPOCHS
         epochs = default if max_epochs is None else max_epochs
         if self._options.amortised[1] and not self.is_trained and self._taught is not None:
-            self._teach(train_size, arguments)
-        super().train(epochs, train_size=train_size, plan_kwargs=plan, **arguments)
+            self._teach(train_size, batch_size, arguments)
+        super().train(epochs, batch_size=batch_size, train_size=train_size, plan_kwargs=plan, **arguments)
 
     # ---------------------------------------------------------------- helpers
 
-    def _teach(self, train_size: float | None, arguments: Mapping[str, Any]) -> None:
+    def _teach(self, train_size: float | None, batch_size: int, arguments: Mapping[str, Any]) -> None:
         """Let the network of the abundances start where those of spots by themselves do."""
         assert self._taught is not None
         seed = self.seed if arguments.get("seed") is None else arguments["seed"]
@@ -289,7 +292,6 @@ class DestVI(SpotAnalysis):
         request = SplitRequest.from_arguments(train_size, validation_size, shuffled, external_indexing, splitting)
         data = self._need_data()
         self._split = settle_split(self._split, request, data.n_cells, seed)
-        batch_size = arguments.get("batch_size", 128)
         check_size("batch_size", batch_size)
         self.module.cpu()
         teach_abundances(self.module, data, self._split, Teaching(self._taught, batch_size, seed))

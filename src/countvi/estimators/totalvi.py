@@ -19,7 +19,7 @@ from countvi.estimators._passing import passes_on_to
 from countvi.estimators._proteins import ProteinEstimator
 from countvi.estimators._trainable import Trainable
 from countvi.train import BatchAdversary, Companion
-from countvi.train.config import plan_entries
+from countvi.train.config import plan_entries, with_peak
 
 if TYPE_CHECKING:
     from typing import Self
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from countvi.data.container import Container
     from countvi.models.totalvi import TOTALVI as TOTALVIModel
+
+_PEAK = 0.02
 
 
 class TOTALVI(ProteinEstimator):
@@ -333,10 +335,10 @@ class TOTALVI(ProteinEstimator):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default fewer the more cells there are: 48 for 2,000, 5 for a million
+            Passes over the training cells; by default fewer the more cells there are: 90 for 2,000, 9 for a million
             (:func:`countvi.train.default_max_epochs`).
         lr
-            Peak learning rate.
+            Peak learning rate, by default 0.02.
         batch_size
             Cells per step.
         reduce_lr_on_plateau, n_steps_kl_warmup, n_epochs_kl_warmup
@@ -358,7 +360,7 @@ class TOTALVI(ProteinEstimator):
         self._adversary_scale = adversary_scale(adversarial_classifier, self.registry.batch.n_levels, missing=missing)
         warmup = {"n_steps_kl_warmup": n_steps_kl_warmup, "n_epochs_kl_warmup": n_epochs_kl_warmup}
         plan = plan_entries(plan_kwargs, lr=lr, reduce_lr_on_plateau=reduce_lr_on_plateau, **warmup)
-        super().train(max_epochs, batch_size=batch_size, plan_kwargs=plan, **arguments)
+        super().train(max_epochs, batch_size=batch_size, plan_kwargs=with_peak(plan, _PEAK), **arguments)
 
     def _companions(self) -> Sequence[Companion]:
         if self._adversary_scale == 0.0:
