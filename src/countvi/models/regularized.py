@@ -177,8 +177,10 @@ class Regularized(CountModel):
     def taught_by(self, modality: str) -> Sequence[Taught]:
         """What covariates do in the decoder of a modality, and its background unless that has a prior to stay at."""
         part = self.modalities[modality]
-        free = part.background is not None and part.background.prior is None
-        return [*taught(part.decode), *([Taught(part.background, by_feature=True)] if free else [])]
+        tables, background = taught(part.decode), part.background
+        if background is not None and background.prior is None:
+            tables.append(Taught(background, by_feature=True))
+        return tables
 
     def log_prior(self) -> Mapping[str, Tensor]:
         """Log-priors of theta, background and scaling of each modality."""
