@@ -162,7 +162,7 @@ class Trainable(ABC):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default fewer the more cells there are: 25 for 2,000, 3 for a million
+            Passes over the training cells; by default fewer the more cells there are: 38 for 2,000, 5 for a million
             (:func:`countvi.train.default_max_epochs`).
         batch_size
             Cells per step.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # A rare type counts at most as if it were this share of the cells.
 _LEAST_SHARE = 0.05
-# Times the epochs of SCVI: what is left to gain after those still shows in the proportions of spots.
+# Steps as a multiple of what the number of cells asks for: what fewer leave to gain shows in the proportions of spots.
 _LONGER = 3.0
 # At the rate of SCVI, and with its shorter warm-up, the states of a type with few cells more often stay at their prior.
 _PEAK, _PLAN = 0.02, {"kl_warmup_fraction": 0.6}
@@ -181,7 +181,7 @@ class CondSCVI(RNAEstimator):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; by default fewer the more cells there are, and three times as many as for
+            Passes over the training cells; by default fewer the more cells there are, and twice as many as for
             :class:`countvi.SCVI`: the spatial model can be no better than this one.
         lr
             Peak learning rate, by default 0.02; the same as ``plan_kwargs={"lr": ...}``, and goes before it.

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from countvi.models.scvi import SCVI as SCVIModel
 
+# Steps as a multiple of what the number of cells asks for: with fewer, batches stay further apart.
+_LENGTH = 1.5
+
 
 class SCVI(RNAEstimator):
     """Single-cell variational inference (Lopez et al. 2018).
@@ -177,6 +180,9 @@ class SCVI(RNAEstimator):
             continuous_covariate_keys=continuous_covariate_keys,
         )
         data_layer.remember(cls, adata, registry)
+
+    def _relative_length(self) -> float:
+        return _LENGTH
 
     @staticmethod
     def prepare_query_anndata(adata: AnnData, reference_model: SCVI) -> AnnData:

@@ -211,8 +211,8 @@ def default_max_epochs(n_cells: int, n_steps_per_epoch: int, plan: TrainingPlan)
     """Epochs when the user names none.
 
     With the one-cycle schedule, what takes about ``720 * (n_cells / 2_000) ** 0.6`` steps, within 3 to 100 epochs. In
-    minibatches of 64 these are 25 epochs of 2,000 cells, 8 of 50,000, 3 of a million. With a constant rate, the rule of
-    scvi-tools: ``min(round(20_000 / n_cells * 400), 400)``.
+    minibatches of 128 these are 48 epochs of 2,000 cells, 15 of 50,000, 5 of a million; models multiply it. With a
+    constant rate, the rule of scvi-tools: ``min(round(20_000 / n_cells * 400), 400)``.
     """
     if plan.schedule == "constant":
         return max(1, min(round(20_000 / n_cells * 400), 400))
