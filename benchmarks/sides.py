@@ -30,16 +30,8 @@ class Side(ABC):
         """Set up and construct a model with its defaults and the given options; ``batch_key`` goes to the set-up."""
 
     @abstractmethod
-    def train(
-        self,
-        model: Any,
-        train: np.ndarray,
-        validation: np.ndarray,
-        max_epochs: int | None,
-        *,
-        batch_size: int | None = None,
-    ) -> None:
-        """Fit on ``train``; ``None`` is the library's own default."""
+    def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None, **more: Any) -> None:
+        """Fit on ``train``; ``max_epochs=None`` is the library's own default. ``more`` goes to its ``train``."""
 
     @abstractmethod
     def elbo(self, model: Any, rows: np.ndarray) -> float:
@@ -75,10 +67,6 @@ def _batch_key(adata: anndata.AnnData) -> str | None:
     return "batch" if "batch" in adata.obs and adata.obs["batch"].nunique() > 1 else None
 
 
-def _if_given(batch_size: int | None) -> dict[str, int]:
-    return {} if batch_size is None else {"batch_size": batch_size}
-
-
 class Countvi(Side):
     """Our side."""
 
@@ -93,17 +81,9 @@ class Countvi(Side):
             countvi.SCVI.setup_anndata(adata, batch_key=key)
             return countvi.SCVI(adata, seed=seed, **options)
 
-    def train(
-        self,
-        model: Any,
-        train: np.ndarray,
-        validation: np.ndarray,
-        max_epochs: int | None,
-        *,
-        batch_size: int | None = None,
-    ) -> None:
+    def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None, **more: Any) -> None:
         where = {"accelerator": self.accelerator, "enable_progress_bar": False}
-        model.train(max_epochs, external_indexing=[train, validation], **where, **_if_given(batch_size))
+        model.train(max_epochs, external_indexing=[train, validation], **where, **more)
 
     def elbo(self, model: Any, rows: np.ndarray) -> float:
         return float(np.mean([model.get_elbo(indices=rows, seed=draw) for draw in range(5)]))
@@ -128,22 +108,14 @@ class ScviTools(Side):
             scvi.model.SCVI.setup_anndata(adata, batch_key=key)
             return scvi.model.SCVI(adata, **options)
 
-    def train(
-        self,
-        model: Any,
-        train: np.ndarray,
-        validation: np.ndarray,
-        max_epochs: int | None,
-        *,
-        batch_size: int | None = None,
-    ) -> None:
+    def train(self, model: Any, train: np.ndarray, validation: np.ndarray, max_epochs: int | None, **more: Any) -> None:
         quiet_lightning()
         rest = np.setdiff1d(np.arange(model.adata.n_obs), np.concatenate([train, validation]))
         split = {"external_indexing": [train, validation, rest]}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             where = {"accelerator": self.accelerator, "enable_progress_bar": False}
-            model.train(max_epochs, datasplitter_kwargs=split, **where, **_if_given(batch_size))
+            model.train(max_epochs, datasplitter_kwargs=split, **where, **more)
 
     def elbo(self, model: Any, rows: np.ndarray) -> float:
         return float(np.mean([float(model.get_elbo(indices=rows)) for _ in range(5)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import anndata
 import datasets
@@ -71,5 +72,5 @@ class Steps:
         """Train once more."""
         nothing = np.empty(0, dtype=np.int64)
         n_steps = self.epochs * -(-len(self.cells) // BATCH)
-        rows, size = (self.cells, nothing), {"batch_size": BATCH}
-        return 1e3 / n_steps * seconds(lambda: self.side.train(self.model, *rows, self.epochs, **size))
+        run = partial(self.side.train, self.model, self.cells, nothing, self.epochs, batch_size=BATCH)
+        return 1e3 / n_steps * seconds(run)
