@@ -99,7 +99,7 @@ class TrainingPlan:
         ``"one-cycle"``: the learning rate rises to ``lr`` and falls to zero within the run. ``"constant"``: as
         scvi-tools.
     lr
-        Peak learning rate; default 0.04 for one-cycle, 0.001 for constant.
+        Peak learning rate; default 0.04 for one-cycle (of some models 0.02 or 0.05), 0.001 for constant.
     optimizer
         ``"Adam"`` (weight decay as an L2 penalty, as scvi-tools) or ``"AdamW"``.
     weight_decay, eps
