@@ -182,7 +182,7 @@ def check_read_outs(model: countvi.SCVI, adata: anndata.AnnData | None = None) -
         if name != "history":
             assert array.shape == shape, name
         assert np.isfinite(array).all(), name
-    if model._options.gene_likelihood != "normal":
+    if model.options.gene_likelihood != "normal":
         assert (dense(results["new counts"][0]) >= 0).all()
 
 

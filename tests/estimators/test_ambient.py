@@ -16,7 +16,7 @@ from tests.estimators.regularized import QUIET, SETUPS, SMALL, make_rna
 
 import countvi
 from countvi.errors import DataWarning, MismatchError, NotSetUpError, OptionError, UnknownNameError
-from countvi.estimators import _training
+from countvi.estimators import training
 
 Model = countvi.AmbientRegularizedSCVI
 
@@ -217,11 +217,11 @@ def test_expected_counts_equal_observed_ones_before_training(setup: dict[str, An
 def test_early_stopping_asks_for_improvement_in_proportion_to_the_genes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 
-    def train(*args: Any, **kwargs: Any) -> Any:
-        seen.append(args[3].early_stopping.min_delta)
+    def run(model: Any, request: Any) -> Any:
+        seen.append(request.early_stopping.min_delta)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_training, "train", train)
+    monkeypatch.setattr(training, "run", run)
     model = build()
     for arguments in (
         {},

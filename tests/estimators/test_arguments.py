@@ -80,7 +80,7 @@ def test_switches_are_true_or_false(adata, name):
     for value in ("no", None, 1, 0.0):
         with pytest.raises(OptionError, match=f"{name} must be True or False"):
             new(adata, **{name: value})
-    assert getattr(new(adata, **{name: np.False_})._options, name) is False
+    assert getattr(new(adata, **{name: np.False_}).options, name) is False
 
 
 # ------------------------------------------------------------------ training

@@ -162,7 +162,7 @@ def test_a_rare_type_counts_more_when_asked(truth):
     few = truth.cells[np.r_[np.flatnonzero(is_nk)[:6], np.flatnonzero(~is_nk)[:150]]].copy()
     countvi.CondSCVI.setup_anndata(few, labels_key="type")
     model = countvi.CondSCVI(few, weight_obs=True)
-    batch = model._need_data().batch(np.arange(few.n_obs))
+    batch = model.dataset.batch(np.arange(few.n_obs))
     weight = model.module.weight(batch.design).numpy()
     assert weight.mean() == pytest.approx(1.0, rel=1e-6)
     sizes = few.obs["type"].value_counts()
@@ -218,10 +218,10 @@ def test_with_one_state_per_type_the_start_is_stationary(reference, slide, monke
     """The slope of the Poisson likelihood times the abundance is what a type explains beyond its share: the penalty."""
     import torch
 
-    from countvi.estimators import _spatial
-    from countvi.estimators._spatial import reference_of, state_profiles
+    from countvi.estimators.build import spots_start
+    from countvi.estimators.build.spots_start import reference_of, state_profiles
 
-    monkeypatch.setattr(_spatial, "_STEPS", 1_000)  # there are spots that take some hundred
+    monkeypatch.setattr(spots_start, "_STEPS", 1_000)  # there are spots that take some hundred
     model = countvi.DestVI.from_rna_model(slide, reference, vamp_prior_p=1)
     model.is_trained = True
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_the_start_is_near_the_truth(reference, slide, truth):
 def test_factors_of_genes_are_shrunk_as_far_as_they_are_noise():
     import torch
 
-    from countvi.estimators._spatial import gene_factors
+    from countvi.estimators.build.spots_start import gene_factors
 
     rng = np.random.default_rng(0)
     expected = rng.gamma(1.0, 500.0, 2_000)
@@ -275,7 +275,7 @@ def test_factors_of_genes_are_shrunk_as_far_as_they_are_noise():
 
 def test_factors_of_genes_between_assays_are_in_the_start(reference, slide):
     """A slide on which some genes are seen four times less than on another: the factors say so."""
-    from countvi.estimators._spatial import reference_of, start_of
+    from countvi.estimators.build.spots_start import reference_of, start_of
 
     known = reference_of(reference, np.arange(N_GENES), 4, None, 0)
     rng = np.random.default_rng(0)
@@ -287,7 +287,7 @@ def test_factors_of_genes_between_assays_are_in_the_start(reference, slide):
     for values in (counts, thinned):
         adata = anndata.AnnData(sp.csr_matrix(values.astype(np.float32)), obs=slide.obs.copy(), var=slide.var.copy())
         countvi.DestVI.setup_anndata(adata)
-        data = countvi.DestVI.from_rna_model(adata, reference, vamp_prior_p=4)._need_data()
+        data = countvi.DestVI.from_rna_model(adata, reference, vamp_prior_p=4).dataset
         found.append(start_of(data, known, None, 3.0).log_alpha.numpy())
     often = counts.sum(0) > 200
     difference = found[1] - found[0]

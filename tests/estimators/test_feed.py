@@ -11,8 +11,8 @@ import scipy.sparse as sp
 import countvi
 from countvi.batch import RNA
 from countvi.data import Split, bind
-from countvi.estimators import _feed
-from countvi.estimators._feed import DatasetFeed
+from countvi.estimators import feed
+from countvi.estimators.feed import DatasetFeed
 
 N_CELLS, N_GENES = 203, 7
 
@@ -28,8 +28,8 @@ def adata():
 
 @pytest.fixture(params=["memory", "disk"])
 def dataset(request, adata, tmp_path, monkeypatch):
-    monkeypatch.setattr(_feed, "_POOL", 60)
-    monkeypatch.setattr(_feed, "_RUN", 8)
+    monkeypatch.setattr(feed, "_POOL", 60)
+    monkeypatch.setattr(feed, "_RUN", 8)
     if request.param == "disk":
         adata.write_h5ad(tmp_path / "cells.h5ad")
         adata = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
@@ -86,14 +86,14 @@ def test_processes_share_an_epoch(dataset, split, world):
 
 
 def test_held_out_cells(dataset, split, monkeypatch):
-    monkeypatch.setattr(_feed, "_VALIDATION_BATCH", 6)
+    monkeypatch.setattr("countvi.estimators.feed._VALIDATION_BATCH", 6)
     feed = DatasetFeed(dataset, split, 16, seed=3)
     shares = [[cells_of(batch) for batch in feed.validation(rank, 2)] for rank in range(2)]
     np.testing.assert_array_equal(np.sort(np.concatenate(shares[0] + shares[1])), split.validation)
 
 
 def test_a_model_trains_from_disk(adata, tmp_path, monkeypatch):
-    monkeypatch.setattr(_feed, "_POOL", 60)
+    monkeypatch.setattr(feed, "_POOL", 60)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     countvi.SCVI.setup_anndata(backed, batch_key="batch")

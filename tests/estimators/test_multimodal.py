@@ -346,7 +346,7 @@ def test_parts_that_a_modality_lacks(trained: Any) -> None:
 def test_attribution_is_the_slope_of_the_expected_counts(trained: Any) -> None:
     found = trained.get_modality_attribution(indices=[7, 20])
     relative = trained.get_modality_attribution(indices=[7, 20], relative=True)
-    batch = trained._need_data().batch(np.array([7, 20]))
+    batch = trained.dataset.batch(np.array([7, 20]))
     model = trained.module.double()
     try:
         batch = batch.to(dtype=torch.float64)

@@ -22,7 +22,7 @@ from countvi.errors import (
     OptionError,
     UnknownNameError,
 )
-from countvi.estimators._build import SCVIOptions
+from countvi.estimators.build.scvi import SCVIOptions
 
 # ------------------------------------------------------------------ options and set-up
 
@@ -73,7 +73,7 @@ def test_defaults_are_those_of_the_documentation(simulate):
     adata = simulate()
     countvi.SCVI.setup_anndata(adata)
     model = countvi.SCVI(adata)
-    assert model._options == SCVIOptions()
+    assert model.options == SCVIOptions()
     assert model.module.rho.in_features == 128
 
 

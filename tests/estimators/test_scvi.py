@@ -41,7 +41,9 @@ def test_options_are_checked(adata, options, words):
 
 @pytest.mark.parametrize(("name", "same"), [("negative_binomial", "nb"), ("zero_inflated_negative_binomial", "zinb")])
 def test_long_names_of_likelihoods(adata, name, same):
-    assert build(adata, gene_likelihood=name)._init_args == build(adata, gene_likelihood=same)._init_args
+    assert (
+        build(adata, gene_likelihood=name).options.arguments() == build(adata, gene_likelihood=same).options.arguments()
+    )
 
 
 def test_data_must_be_set_up(adata):
@@ -146,7 +148,7 @@ def test_layer_and_covariates_are_used(adata):
         other = adata.copy()
         other.obs[key] = value
         assert not np.allclose(model.get_normalized_expression(other, use_z_mean=True), base), key
-    np.testing.assert_array_equal(model._data.summary("rna").cell_totals, adata.layers["counts"].toarray().sum(1))
+    np.testing.assert_array_equal(model.bound.summary("rna").cell_totals, adata.layers["counts"].toarray().sum(1))
 
 
 def test_batch_representation_and_observed_library(adata):

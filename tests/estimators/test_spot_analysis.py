@@ -13,6 +13,7 @@ from scipy.stats import mannwhitneyu
 
 import countvi
 from countvi.errors import DataError, MismatchError, OptionError, UnknownNameError
+from countvi.estimators.readouts import spot_analysis
 
 TYPES = ("a", "b", "c")
 
@@ -140,6 +141,6 @@ def test_requests_that_cannot_be_met_say_why(fitted) -> None:
 def test_a_type_that_no_spot_has_is_named(fitted, monkeypatch) -> None:
     _, model, _, _, _ = fitted
     proportions = model.get_proportions().assign(a=0.0)
-    monkeypatch.setattr(model, "get_proportions", lambda: proportions)
+    monkeypatch.setattr(spot_analysis, "get_proportions", lambda model: proportions)
     with pytest.raises(DataError, match="No spot has any 'a'"):
         model.get_state_axes("a")

@@ -135,7 +135,7 @@ def test_means_over_the_background_are_exact(model):
     """Given the mean of z, many draws of the background average to what the exact mean gives."""
     exact = model.get_protein_background_mean(indices=[0], n_samples=300)
     with torch.no_grad():
-        batch = model._need_data().batch(np.zeros(4000, dtype=np.int64))
+        batch = model.dataset.batch(np.zeros(4000, dtype=np.int64))
         latents = model.module.sample(model.module.guide(batch), torch.Generator().manual_seed(0))
         drawn = model.module.generate(latents, batch.design)["protein"].rate.log_background.exp()
     np.testing.assert_allclose(exact[0], drawn.mean(0), rtol=0.1)
@@ -224,7 +224,7 @@ def test_a_hidden_protein_is_imputed():
     hidden = (adata.obs["batch"] == "b").to_numpy()
     adata.obsm["protein"].iloc[hidden, [0, 4]] = np.nan
     model = fitted(adata, 25)
-    assert model._companions(), "missing proteins switch the classifier on"
+    assert model.adversary() is not None, "missing proteins switch the classifier on"
     _, protein = model.get_normalized_expression(n_samples=5, transform_batch="a", include_protein_background=True)
     for column in (0, 4):
         r = np.corrcoef(np.log1p(protein.to_numpy()[hidden, column]), np.log1p(truth[hidden, column]))[0, 1]
@@ -307,7 +307,7 @@ def test_a_guess_is_said_and_can_be_overridden():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         overridden = countvi.TOTALVI(adata, n_hidden=8, override_missing_proteins=True)
-    assert "protein" not in overridden._need_data().patterns and "protein" in model._need_data().patterns
+    assert "protein" not in overridden.dataset.patterns and "protein" in model.dataset.patterns
 
 
 def test_what_is_refused():

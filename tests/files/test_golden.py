@@ -60,8 +60,8 @@ def test_what_was_kept_besides_the_weights(model, expected):
         np.testing.assert_array_equal(getattr(model, f"{part}_indices"), expected[part])
     assert np.isfinite(model.history["elbo_train"]).all()
     assert model.is_trained
-    assert model._options.latent_distribution == "ln"
-    assert not model._options.use_observed_lib_size
+    assert model.options.latent_distribution == "ln"
+    assert not model.options.use_observed_lib_size
 
 
 def test_it_trains_on(model):

@@ -97,7 +97,7 @@ def test_other_data_get_a_split_of_their_own(adata):
     with pytest.warns(DataWarning) as caught:
         model = countvi.io.load_scvi_tools(FIXTURES / "zinb_trained", few)
     assert any("do not fit the data given" in str(warning.message) for warning in caught)
-    assert model._split is None
+    assert model.split is None
 
 
 def test_a_model_of_another_class(tmp_path):

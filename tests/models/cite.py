@@ -40,7 +40,7 @@ def build(
         warnings.simplefilter("ignore", DataWarning)
         countvi.TOTALVI.setup_anndata(adata, "protein", **keys)
         model = countvi.TOTALVI(adata, n_hidden=N_HIDDEN, n_latent=N_LATENT, seed=seed, **options)
-    return model.module, model._need_data().batch(np.arange(adata.n_obs))
+    return model.module, model.dataset.batch(np.arange(adata.n_obs))
 
 
 def count(n_genes: int, levels: Sequence[int], options: dict[str, Any], keys: dict[str, Any], n_labels: int) -> int:

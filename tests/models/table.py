@@ -78,7 +78,7 @@ def _build_scvi(options: dict[str, Any], keys: dict[str, Any], seed: int) -> tup
         warnings.simplefilter("ignore", DataWarning)
         countvi.SCVI.setup_anndata(adata, **keys)
         model = countvi.SCVI(adata, n_hidden=N_HIDDEN, n_latent=N_LATENT, seed=seed, **options)
-    return model.module, model._need_data().batch(np.arange(N_CELLS))
+    return model.module, model.dataset.batch(np.arange(N_CELLS))
 
 
 def _count_scvi(options: dict[str, Any], keys: dict[str, Any]) -> int:
@@ -279,8 +279,8 @@ def _build_condscvi(options: dict[str, Any], keys: dict[str, Any], seed: int) ->
         countvi.CondSCVI.setup_anndata(adata, **keys)
         registry = countvi.CondSCVI._registry_of(adata)
         arguments = {"n_hidden": N_HIDDEN, "n_latent": N_LATENT, **options}
-        model = countvi.CondSCVI._restore(adata, registry, arguments, seed)
-    return model.module, model._need_data().batch(np.arange(N_CELLS))
+        model = countvi.CondSCVI.restore(adata, registry, arguments, seed)
+    return model.module, model.dataset.batch(np.arange(N_CELLS))
 
 
 def _count_condscvi(options: dict[str, Any], keys: dict[str, Any]) -> int:
@@ -332,7 +332,7 @@ def _build_destvi(options: dict[str, Any], keys: tuple[str, ...], seed: int) -> 
         warnings.simplefilter("ignore", DataWarning)
         countvi.DestVI.setup_anndata(slide)
         model = countvi.DestVI.from_rna_model(slide, reference(keys), seed=seed, **options)
-    return model.module, model._need_data().batch(np.arange(N_CELLS))
+    return model.module, model.dataset.batch(np.arange(N_CELLS))
 
 
 def _destvi(options: dict[str, Any], keys: tuple[str, ...] = ("labels_key",)) -> Row:

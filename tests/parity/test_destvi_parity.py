@@ -74,7 +74,7 @@ def test_cells(name):
     loc, variance = model.get_latent_representation(return_dist=True)
     close(loc, expected["qz_mean"])
     close(variance, expected["qz_var"])
-    batch = model._need_data().batch(np.arange(case.adata.n_obs))
+    batch = model.dataset.batch(np.arange(case.adata.n_obs))
     with torch.no_grad():
         q, p = model.module.guide(batch), model.module.prior(batch.design)
         latents = type(q)(gamma=q.gamma.loc, log_library=q.log_library.value)
@@ -110,7 +110,7 @@ def test_a_loaded_reference_trains_on_and_deconvolves(name):
 def test_spots(name):
     case = load(name)
     model, expected = case.model, case.expected
-    assert type(model) is countvi.DestVI and model._options.amortization == case.arguments["init"]["amortization"]
+    assert type(model) is countvi.DestVI and model.options.amortization == case.arguments["init"]["amortization"]
     close(model.get_proportions(), expected["proportions"])
     close(model.get_proportions(keep_noise=True, normalize=False), expected["abundances"])
     close(model.get_gamma(return_numpy=True), expected["gamma"])
@@ -119,7 +119,7 @@ def test_spots(name):
     close(model.get_reconstruction_error(return_mean=False)["reconstruction_loss"], expected["reconstruction_loss"])
     with torch.no_grad():
         close(sum(model.module.penalty().values()), expected["penalty"])
-        elbo = model.module.elbo(model._need_data().batch(np.arange(case.adata.n_obs)))
+        elbo = model.module.elbo(model.dataset.batch(np.arange(case.adata.n_obs)))
     close(elbo.kl["gamma"], expected["kl"])
 
 

@@ -42,7 +42,7 @@ class Case:
 
     def batch(self):
         """All cells as one minibatch."""
-        return self.model._dataset(None).batch(np.arange(self.adata.n_obs))
+        return self.model.dataset_of(None).batch(np.arange(self.adata.n_obs))
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.name)
@@ -118,7 +118,7 @@ def test_divergences(case):
 
 def test_no_weight_is_left_over(case):
     """Parameters of ours are all filled from the file: none keeps its initial value."""
-    fresh = countvi.SCVI._restore(None, case.model.registry, case.model._init_args, seed=1)
+    fresh = countvi.SCVI.restore(None, case.model.registry, case.model.options.arguments(), seed=1)
     for name, value in case.model.module.named_parameters():
         assert not torch.equal(value, fresh.module.get_parameter(name)), name
 

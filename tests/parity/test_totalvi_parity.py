@@ -50,7 +50,7 @@ def case(request):
     adata, expected = read(request.param)
     model = trained(request.param, adata)
     with torch.no_grad():
-        batch = model._need_data().batch(np.arange(adata.n_obs))
+        batch = model.dataset.batch(np.arange(adata.n_obs))
         q, p = model.module.guide(batch), model.module.prior(batch.design)
         library = torch.as_tensor(expected["library"]).ravel().log()
         if "obs_size" in expected and model.registry.size_factor_key is not None:
@@ -112,7 +112,7 @@ def test_protein(case):
 
 def test_no_weight_is_left_over(case):
     model = case[0]
-    fresh = countvi.TOTALVI._restore(None, model.registry, model._init_args, seed=1)
+    fresh = countvi.TOTALVI.restore(None, model.registry, model.options.arguments(), seed=1)
     for name, value in model.module.named_parameters():
         assert not torch.equal(value, fresh.module.get_parameter(name)), name
 
@@ -136,10 +136,10 @@ def test_older_generations(tmp_path, version, link):
     torch.save(content, tmp_path / "model.pt")
     adata, expected = read(plain)
     model = trained(tmp_path, adata)
-    assert model._options.activation_function_bg == link
-    assert not model._options.normalize_encoder_input and not model._options.protein_batch_efficiency
+    assert model.options.activation_function_bg == link
+    assert not model.options.normalize_encoder_input and not model.options.protein_batch_efficiency
     with torch.no_grad():
-        batch = model._need_data().batch(np.arange(adata.n_obs))
+        batch = model.dataset.batch(np.arange(adata.n_obs))
         z = torch.as_tensor(expected["qz_mean"])
         latents = Latents(
             z, torch.as_tensor(expected["library"]).ravel().log(), torch.zeros(expected["proteins"].shape)

@@ -137,7 +137,7 @@ def test_a_run_without_a_single_good_step_is_an_error(tiny):
 def problem(tiny, n_cells: int = 20):
     """As many cells as genes, where it is easy to take one for the other."""
     model = tiny.make(n_cells, 20, gene_likelihood="zinb")
-    return model.module.train(), model._need_data().batch(np.arange(n_cells))
+    return model.module.train(), model.dataset.batch(np.arange(n_cells))
 
 
 def find(model, batch) -> Offender:
@@ -189,7 +189,7 @@ def test_first_offender_in_the_likelihood_names_the_gene(tiny, n_cells):
     adata.obs["factor"] = 1.0
     countvi.SCVI.setup_anndata(adata, batch_key="batch", size_factor_key="factor")
     model = countvi.SCVI(adata, n_hidden=8, n_latent=3, gene_likelihood="normal")
-    batch = model._need_data().batch(np.arange(n_cells))
+    batch = model.dataset.batch(np.arange(n_cells))
     block = batch.counts[RNA]
     at = int(torch.nonzero((block.rows == 7) & (block.columns > 4))[0])
     block.values[at] = 3e30

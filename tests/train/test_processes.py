@@ -13,7 +13,7 @@ import pytest
 
 from countvi.data import make_split
 from countvi.errors import OptionError
-from countvi.estimators._feed import DatasetFeed
+from countvi.estimators.feed import DatasetFeed
 
 SCRIPT = """
 import json, sys
@@ -68,7 +68,7 @@ def test_two_processes(tmp_path: Path):
 @pytest.mark.parametrize("batch_size", [200, 50, 30, 10])
 def test_all_processes_step_equally_often(tiny, batch_size, world):
     """A process that stops stepping leaves the others waiting for its gradients."""
-    data = tiny.make()._need_data()
+    data = tiny.make().dataset
     feed = DatasetFeed(data, make_split(100, train_size=0.9, validation_size=None, shuffle=True, seed=0), batch_size, 0)
     parts = [[rows for rows, _ in feed.train(3, rank, world)] for rank in range(world)]
     assert [len(part) for part in parts] == [feed.n_steps(world)] * world

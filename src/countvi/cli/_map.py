@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from countvi.estimators._base import CountEstimator
+    from countvi.estimators.base import Estimator
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def run(asked: MapRequest) -> None:
     typer.echo(_report(asked.out, model, key, labels))
 
 
-def _prepared(reference: CountEstimator, cells: AnnData | MuData) -> AnnData | MuData:
+def _prepared(reference: Estimator, cells: AnnData | MuData) -> AnnData | MuData:
     """The cells with the features of the reference."""
-    maker: Any = getattr(reference, reference._set_up_by.replace("setup", "prepare_query"))
+    maker: Any = getattr(reference, reference.set_up_by.replace("setup", "prepare_query"))
     return maker(cells, reference)
 
 
@@ -87,22 +87,24 @@ def _text(asked: MapRequest) -> str:
     )
 
 
-def _write(out: Path, model: CountEstimator, cells: AnnData | MuData, key: str, labels: pd.DataFrame | None) -> None:
+def _write(out: Path, model: Estimator, cells: AnnData | MuData, key: str, labels: pd.DataFrame | None) -> None:
     import anndata
+
+    from countvi.estimators.readouts.latent import get_latent_representation
 
     model.save(out / "model", overwrite=True)
     model.history.to_csv(out / "history.csv")
     obs: Any = cells.obs.copy()
     if labels is not None:
         obs = obs.assign(**{f"transferred_{name}": labels[name] for name in labels})
-    latent: Any = model.get_latent_representation()
+    latent: Any = get_latent_representation(model)
     anndata.AnnData(obs=obs, obsm={key: latent}).write_h5ad(out / "latent.h5ad")
     if len(model.history):
         draw_training(model, out / "training.png")
 
 
-def _report(out: Path, model: CountEstimator, key: str, labels: pd.DataFrame | None) -> str:
-    n_cells = len(model._obs_names(None))
+def _report(out: Path, model: Estimator, key: str, labels: pd.DataFrame | None) -> str:
+    n_cells = model.dataset.n_cells
     lines = [f"{n_cells:,} cells mapped onto the reference."]
     if labels is not None:
         unknown = int((labels["label"] == "unknown").sum())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from countvi.estimators._trainable import Trainable
+    from countvi.estimators.base import Estimator
     from countvi.train import Callback
 
 _DECONTAMINATED = "decontaminated"
@@ -147,7 +147,7 @@ def _beginning(folder: RunFolder, options: Options) -> Callback:
     return Beginning()
 
 
-def draw_training(model: Trainable, file: Path) -> None:
+def draw_training(model: Estimator, file: Path) -> None:
     """Write a picture of the training curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -160,7 +160,7 @@ def draw_training(model: Trainable, file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def _write(command: Command, model: Trainable, data: AnnData | MuData, options: Options) -> None:
+def _write(command: Command, model: Estimator, data: AnnData | MuData, options: Options) -> None:
     import anndata
 
     out = options.out
@@ -193,7 +193,7 @@ def _shares(command: Command, model: Any) -> dict[str, Any]:
     )
 
 
-def _report(command: Command, model: Trainable, options: Options) -> str:
+def _report(command: Command, model: Estimator, options: Options) -> str:
     out = options.out
     elbo, cells = kept_elbo(model.history, early_stopping=options.train.get("early_stopping", False))
     beside = " and the ambient fractions" if _shares(command, model) else ""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from countvi import data as data_layer
 from countvi import seeding
-from countvi.batch import RNA
-from countvi.estimators._ambient import AmbientEstimator
-from countvi.estimators._build_regularized import check_flag
-from countvi.estimators._regularized import options_among
+from countvi.estimators.build.regularized import AmbientOptions
+from countvi.estimators.regularized import RegularizedEstimator
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-class AmbientRegularizedSCVI(AmbientEstimator):
+class AmbientRegularizedSCVI(RegularizedEstimator):
     """scVI with ambient background, learned library size and regularised overdispersion.
 
     Parameters
@@ -110,8 +108,8 @@ class AmbientRegularizedSCVI(AmbientEstimator):
         log_variational: bool = True,
         seed: int = seeding.DEFAULT_SEED,
     ) -> None:
-        arguments = options_among(locals())
-        self._begin(adata, self._registry_of(adata), arguments, seed)
+        super().__init__(adata, self._registry_of(adata), locals(), seed)
+        data_layer.warn_of_confounding(self.get_confounding(), "get_confounding()")
 
     @classmethod
     def setup_anndata(
@@ -198,16 +196,7 @@ class AmbientRegularizedSCVI(AmbientEstimator):
         return data_layer.prepare_query(adata, reference_model.registry)
 
     @classmethod
-    def _completed(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        parts = dict(arguments)
-        background, scaling = (check_flag(n, parts.pop(n)) for n in ("use_additive_background", "use_feature_scaling"))
-        return {
-            **parts,
-            "additive_background_modalities": [RNA] if background else [],
-            "feature_scaling_modalities": [RNA] if scaling else [],
-            "latent_mode": "concatenation",
-            "modality_weights": "equal",
-        }
-
-    def _over(self, modality: str | None, compute: Callable[[str], Any], names: Sequence[str] | None = None) -> Any:
-        return compute(self.registry.modality(RNA if modality is None else modality).name)
+    def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> AmbientOptions:
+        options = AmbientOptions.among(arguments)
+        options.check(registry)
+        return options

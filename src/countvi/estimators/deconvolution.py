@@ -10,10 +10,10 @@ import scipy.sparse as sp
 
 from countvi import seeding
 from countvi.errors import MismatchError, UnknownNameError, did_you_mean, shorten
-from countvi.estimators._spot_analysis import PresenceCalls
-from countvi.estimators._training import check_size
 from countvi.estimators.condscvi import CondSCVI
 from countvi.estimators.destvi import DestVI
+from countvi.estimators.options import WHOLE
+from countvi.estimators.readouts.spot_analysis import PresenceCalls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +138,7 @@ def _with_informative_genes(reference: AnnData, slide: AnnData, layer: str | Non
     columns = np.flatnonzero(shared)
     if n_genes is None:
         return reference[:, columns].copy()
-    check_size("n_genes", n_genes)
+    WHOLE("n_genes", n_genes)
     stored: Any = reference.X if layer is None else reference.layers[layer]
     counts = sp.csr_matrix(stored[:, columns], dtype=np.float64)
     seen = counts.getnnz(axis=0) >= _FEWEST_CELLS

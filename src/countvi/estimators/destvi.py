@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,10 +13,10 @@ from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import RNA
 from countvi.errors import OptionError
-from countvi.estimators._build_destvi import DestVIOptions, Reference, SpotStart, build_destvi, empty_reference
-from countvi.estimators._options import known_options
-from countvi.estimators._passing import passes_on_to
-from countvi.estimators._spatial import (
+from countvi.estimators import training
+from countvi.estimators.base import Estimator
+from countvi.estimators.build.destvi import DestVIOptions, Reference, SpotStart, build_destvi, empty_reference
+from countvi.estimators.build.spots_start import (
     Teaching,
     given_abundances,
     match_genes,
@@ -24,9 +24,9 @@ from countvi.estimators._spatial import (
     start_of,
     teach_abundances,
 )
-from countvi.estimators._spot_analysis import SpotAnalysis
-from countvi.estimators._trainable import Trainable
-from countvi.estimators._training import SplitRequest, check_size, holds_out, settle_split
+from countvi.estimators.readouts import evidence, spot_analysis, spots
+from countvi.estimators.signatures import passes_on_to
+from countvi.estimators.state import TrainingDefaults
 from countvi.train.config import plan_entries
 
 if TYPE_CHECKING:
@@ -44,21 +44,12 @@ if TYPE_CHECKING:
 _EPOCHS = 30
 # An amortised network starts from nothing for the states.
 _EPOCHS_AMORTISED = 100
-_PLAN = {"lr": 0.05, "eps": 1e-8, "weight_decay": 0.0, "kl_warmup_fraction": 0.0}
 
 
-class DestVI(SpotAnalysis):
+class DestVI(Estimator["DestVIModel"]):
     """Cell types of spots, and the state of each type in each spot (Lopez et al. 2022).
 
     Made from a slide and a trained single-cell model by :meth:`from_rna_model`.
-
-    Attributes
-    ----------
-    cell_types
-        Names of the types, in the order of the columns.
-    missing_genes
-        Genes of the reference that the slide lacks. They are left out of the model; genes that only the slide has are
-        not read.
 
     Examples
     --------
@@ -77,7 +68,24 @@ class DestVI(SpotAnalysis):
     spatial transcriptomics data. Nature Biotechnology 40, 1360-1369 (2022).
     """
 
-    module: DestVIModel
+    _taught: Tensor | None = None
+    defaults = TrainingDefaults(
+        batch_size=128,
+        max_epochs=_EPOCHS,
+        plan={"lr": 0.05, "eps": 1e-8, "weight_decay": 0.0, "kl_warmup_fraction": 0.0},
+        hold_out=False,
+    )
+
+    get_elbo = evidence.get_elbo
+    get_reconstruction_error = evidence.get_reconstruction_error
+    get_proportions = spots.get_proportions
+    get_gamma = spots.get_gamma
+    get_scale_for_ct = spots.get_scale_for_ct
+    get_expression_for_ct = spots.get_expression_for_ct
+    get_proportion_thresholds = spot_analysis.get_proportion_thresholds
+    get_presence = spot_analysis.get_presence
+    get_state_axes = spot_analysis.get_state_axes
+    differential_expression = spot_analysis.differential_expression
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         message = "A DestVI is made of a slide and a trained CondSCVI: use DestVI.from_rna_model(slide, reference)."
@@ -157,9 +165,9 @@ class DestVI(SpotAnalysis):
         reference = reference_of(sc_model, genes.shared, vamp_prior_p, subcluster_key, seed)
         options = DestVIOptions(
             cell_types=tuple(str(name) for name in sc_model.cell_types),
-            n_hidden=sc_model._options.n_hidden,
-            n_latent=sc_model._options.n_latent,
-            n_layers=sc_model._options.n_layers,
+            n_hidden=sc_model.options.n_hidden,
+            n_latent=sc_model.options.n_latent,
+            n_layers=sc_model.options.n_layers,
             n_components=reference.prior[2].shape[1],
             n_spots=st_adata.n_obs,
             amortization=amortization,
@@ -174,46 +182,30 @@ class DestVI(SpotAnalysis):
         given = None
         if initial_proportions is not None:
             given = given_abundances(initial_proportions, st_adata.obs_names, options.cell_types)
-        model = cls.__new__(cls)
-        spots = None if options.amortization == "both" else data_layer.unique_names(st_adata.obs_names)
-        model._start(st_adata, registry, options, spots, genes.missing, seed, reference, given)
-        return model
-
-    def _start(
-        self,
-        adata: AnnData | None,
-        registry: data_layer.Registry,
-        options: DestVIOptions,
-        spots: pd.Index | None,
-        missing: Sequence[str],
-        seed: int,
-        reference: Reference | None = None,
-        given: np.ndarray | None = None,
-    ) -> None:
-        self._options = options
-        self._spots = spots
-        self._reference, self._given = reference, given
-        self._taught: Tensor | None = None
-        self.cell_types = list(options.cell_types)
-        self.missing_genes = list(missing)
-        init_args = {
-            **dataclasses.asdict(options),
-            "spots": None if spots is None else list(map(str, spots)),
-            "missing_genes": self.missing_genes,
+        arguments = {
+            **options.arguments(),
+            "spots": None
+            if options.amortization == "both"
+            else list(map(str, data_layer.unique_names(st_adata.obs_names))),
+            "missing_genes": genes.missing,
         }
-        super().__init__(adata, registry, init_args, seed)
-        self._reference = self._given = None
+        model = cls.__new__(cls)
+        Estimator.__init__(model, st_adata, registry, arguments, seed, context=(reference, given))
+        return model
 
     @classmethod
-    def _restore(
-        cls, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
-    ) -> Self:
-        arguments = dict(init_args)
-        spots, missing = arguments.pop("spots"), arguments.pop("missing_genes")
-        options = DestVIOptions(**known_options(arguments, DestVIOptions))
-        model = cls.__new__(cls)
-        model._start(adata, registry, options, None if spots is None else pd.Index(spots), missing, seed)
-        return model
+    def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> DestVIOptions:
+        return DestVIOptions.among(arguments)
+
+    @property
+    def cell_types(self) -> list[str]:
+        """Names of the types, in the order of the columns."""
+        return list(self.options.cell_types)
+
+    @property
+    def missing_genes(self) -> list[str]:
+        """Genes of the reference that the slide lacks: they are left out. Genes of the slide alone are not read."""
+        return list(self.options.missing_genes)
 
     @classmethod
     def setup_anndata(cls, adata: AnnData, layer: str | None = None) -> None:
@@ -233,13 +225,11 @@ class DestVI(SpotAnalysis):
         """
         data_layer.remember(cls, adata, data_layer.setup_anndata(adata, layer=layer))
 
-    @passes_on_to(Trainable.train)
+    @passes_on_to(training.train)
     def train(
         self,
         max_epochs: int | None = None,
         *,
-        batch_size: int = 128,
-        lr: float | None = None,
         train_size: float | None = None,
         n_epochs_kl_warmup: int | None = None,
         plan_kwargs: Mapping[str, Any] | None = None,
@@ -252,10 +242,8 @@ class DestVI(SpotAnalysis):
         max_epochs
             Passes over the spots; by default 30, or 100 with a network: more raise the likelihood a little further, and
             let states imitate other types.
-        batch_size
-            Spots per step.
-        lr, n_epochs_kl_warmup
-            The same as in ``plan_kwargs``, and go before it.
+        n_epochs_kl_warmup
+            The same as in ``plan_kwargs``, and goes before it.
         train_size
             Share of the spots to train on; by default all of them. Spots can be held out with
             ``amortization="both"`` only: the others have parameters that nothing but their own counts can tell.
@@ -263,63 +251,54 @@ class DestVI(SpotAnalysis):
             As of :meth:`countvi.SCVI.train`, and so are all other arguments. The plan starts from a rate of 0.05
             without KL warm-up, as the proportions do not start from nothing.
         """
-        split = holds_out(train_size, arguments)
-        if split and self._spots is not None:
+        plan = plan_entries(plan_kwargs, n_epochs_kl_warmup=n_epochs_kl_warmup)
+        request = training.requested(self, max_epochs, train_size=train_size, plan_kwargs=plan, **arguments)
+        if (request.split.holds_out or request.early_stopping) and self.options.spots is not None:
             message = (
-                f"With amortization={self._options.amortization!r} spots cannot be held out: their parameters are "
+                f"With amortization={self.options.amortization!r} spots cannot be held out: their parameters are "
                 "estimated from their own counts. Use amortization='both', or leave train_size, validation_size, "
                 "external_indexing and early_stopping out."
             )
             raise OptionError(message)
-        if train_size is None and not split:
-            train_size = 1.0
-        plan = _PLAN | plan_entries(plan_kwargs, lr=lr, n_epochs_kl_warmup=n_epochs_kl_warmup)
-        default = _EPOCHS_AMORTISED if any(self._options.amortised) else _EPOCHS
-        epochs = default if max_epochs is None else max_epochs
-        if self._options.amortised[1] and not self.is_trained and self._taught is not None:
-            self._teach(train_size, batch_size, arguments)
-        super().train(epochs, batch_size=batch_size, train_size=train_size, plan_kwargs=plan, **arguments)
+        if self.options.amortised[1] and not self.is_trained and self._taught is not None:
+            # The network of the abundances starts where those of spots by themselves do.
+            split = training.settle_split(self.split, request.split, self.dataset.n_cells, request.seed)
+            self.module.cpu()
+            teaching = Teaching(self._taught, request.batch_size, request.seed)
+            teach_abundances(self.module, self.dataset, split, teaching)
+            self.split = split
+        training.run(self, request)
 
-    # ---------------------------------------------------------------- helpers
-
-    def _teach(self, train_size: float | None, batch_size: int, arguments: Mapping[str, Any]) -> None:
-        """Let the network of the abundances start where those of spots by themselves do."""
-        assert self._taught is not None
-        seed = self.seed if arguments.get("seed") is None else arguments["seed"]
-        names = ("validation_size", "external_indexing", "datasplitter_kwargs")
-        validation_size, external_indexing, splitting = (arguments.get(name) for name in names)
-        shuffled = arguments.get("shuffle_set_split", True)
-        request = SplitRequest.from_arguments(train_size, validation_size, shuffled, external_indexing, splitting)
-        data = self._need_data()
-        self._split = settle_split(self._split, request, data.n_cells, seed)
-        check_size("batch_size", batch_size)
-        self.module.cpu()
-        teach_abundances(self.module, data, self._split, Teaching(self._taught, batch_size, seed))
-
-    def _bound(self, adata: Any) -> data_layer.Dataset:
-        data = super()._bound(adata)
-        return data if self._spots is None else data_layer.placed(data, self._spots)
-
-    def _build(self, dataset: data_layer.Dataset | None) -> DestVIModel:
-        if self._reference is None:
-            n_genes = self.registry.modality(RNA).n_features
-            return build_destvi(self._options, empty_reference(self._options, n_genes), None)
-        start: SpotStart | None = None
-        if dataset is not None:
-            start = start_of(dataset, self._reference, self._given, self._options.sparsity_reg)
-            self._taught = start.abundance
-        return build_destvi(self._options, self._reference, start)
+    # ---------------------------------------------------------------- what the model declares
 
     @property
-    def _takes_negative(self) -> bool:
-        return False
+    def training_defaults(self) -> TrainingDefaults:
+        """Longer runs with a network."""
+        return (
+            dataclasses.replace(self.defaults, max_epochs=_EPOCHS_AMORTISED)
+            if any(self.options.amortised)
+            else self.defaults
+        )
+
+    def _bind(self, adata: Any) -> data_layer.Dataset:
+        data = super()._bind(adata)
+        spots = self.options.spots
+        return data if spots is None else data_layer.placed(data, pd.Index(spots))
+
+    def _start(
+        self, dataset: data_layer.Dataset, context: tuple[Reference, np.ndarray | None]
+    ) -> tuple[Reference, SpotStart]:
+        reference, given = context
+        start = start_of(dataset, reference, given, self.options.sparsity_reg)
+        self._taught = start.abundance
+        return reference, start
+
+    def _build(self, start: tuple[Reference, SpotStart] | None) -> DestVIModel:
+        if start is None:
+            empty = empty_reference(self.options, self.registry.modality(RNA).n_features)
+            return build_destvi(self.options, empty, None)
+        return build_destvi(self.options, *start)
 
     @property
     def _unread_roles(self) -> frozenset[str]:
         return frozenset({"batch", "labels"})
-
-    def _check_counts(self, dataset: data_layer.Dataset) -> None:
-        assert self.adata is not None
-        data_layer.check_counts(
-            dataset.summary(RNA), self.adata, self.registry.modality(RNA), allow_negative=False, allow_fractional=False
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy as np
 from countvi import data as data_layer
 from countvi import query, seeding
 from countvi.errors import OptionError
-from countvi.estimators._ambient import AmbientEstimator
-from countvi.estimators._indices import Indices
-from countvi.estimators._regularized import options_among
+from countvi.estimators.build.regularized import MultimodalOptions
+from countvi.estimators.names import Indices
+from countvi.estimators.regularized import RegularizedEstimator
 from countvi.nn.joint import Concatenated
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Real = float | Mapping[str, float]
 """A number for all modalities, or one for each by name."""
 
 
-class RegularizedMultimodalVI(AmbientEstimator):
+class RegularizedMultimodalVI(RegularizedEstimator):
     """One cell state from several modalities, each with background, feature factors, library size and dispersions.
 
     Arguments that are numbers can be given once for all modalities, or as a dictionary that names each. A cell need not
@@ -77,7 +77,8 @@ class RegularizedMultimodalVI(AmbientEstimator):
     >>> mdata.obsm["X_joint"] = model.get_latent_representation()  # doctest: +SKIP
     """
 
-    _set_up_by: ClassVar[str] = "setup_mudata"
+    several_modalities: ClassVar[bool] = True
+    set_up_by: ClassVar[str] = "setup_mudata"
 
     def __init__(
         self,
@@ -112,8 +113,8 @@ class RegularizedMultimodalVI(AmbientEstimator):
         log_variational: bool = True,
         seed: int = seeding.DEFAULT_SEED,
     ) -> None:
-        arguments = options_among(locals())
-        self._begin(mdata, self._registry_of(mdata), arguments, seed)
+        super().__init__(mdata, self._registry_of(mdata), locals(), seed)
+        data_layer.warn_of_confounding(self.get_confounding(), "get_confounding()")
 
     @classmethod
     def setup_mudata(
@@ -209,10 +210,10 @@ class RegularizedMultimodalVI(AmbientEstimator):
         OptionError
             If one encoder sees all modalities.
         """
-        if self._options.values["latent_mode"] == "single_encoder":
+        if self.options.latent_mode == "single_encoder":
             message = "latent_mode='single_encoder' has no states of single modalities: one encoder sees all counts."
             raise OptionError(message)
-        return query.modality_latents(self.module, self._cells(adata, indices, batch_size))
+        return query.modality_latents(self.module, self.view(adata, indices, batch_size).cells)
 
     def get_modality_attribution(
         self,
@@ -237,7 +238,7 @@ class RegularizedMultimodalVI(AmbientEstimator):
         dict
             By modality: ``"attribution"``, ``(cells, n_latent)``, and ``"weighted_z"``, its product with the state.
         """
-        cells = self._cells(adata, indices, batch_size)
+        cells = self.view(adata, indices, batch_size).cells
         states = query.latent_states(self.module, cells)
         found = query.modality_attribution(self.module, cells, relative=relative)
         return {name: {"attribution": values, "weighted_z": values * states} for name, values in found.items()}
@@ -249,10 +250,7 @@ class RegularizedMultimodalVI(AmbientEstimator):
         return encoder.slices() if isinstance(encoder, Concatenated) else {}
 
     @classmethod
-    def _completed(cls, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        return arguments
-
-    def _over(self, modality: str | None, compute: Callable[[str], Any], names: Sequence[str] | None = None) -> Any:
-        if modality is not None:
-            return compute(self.registry.modality(modality).name)
-        return {name: compute(name) for name in (self.module.names if names is None else names)}
+    def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> MultimodalOptions:
+        options = MultimodalOptions.among(arguments)
+        options.check(registry)
+        return options

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import RNA
 from countvi.errors import DataError, OptionError
-from countvi.estimators._build import LibraryMoments, SCVIOptions, build_scvi
-from countvi.estimators._indices import Indices
-from countvi.estimators._options import known_options
-from countvi.estimators._rna import RNAEstimator
-from countvi.nn.library import library_moments
+from countvi.estimators import mapping, minified
+from countvi.estimators.base import Estimator
+from countvi.estimators.build.scvi import SCVIOptions, build_scvi
+from countvi.estimators.build.shared import LibraryMoments
+from countvi.estimators.names import Indices
+from countvi.estimators.readouts import (
+    abundance,
+    checks,
+    correlation,
+    differential,
+    evidence,
+    expression,
+    labels,
+    latent,
+    predictive,
+)
+from countvi.estimators.state import TrainingDefaults
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from anndata import AnnData
 
     from countvi.models.scvi import SCVI as SCVIModel
 
-# Steps as a multiple of what the number of cells asks for: with fewer, batches stay further apart.
-_LENGTH = 1.5
 
-
-class SCVI(RNAEstimator):
+class SCVI(Estimator["SCVIModel"]):
     """Single-cell variational inference (Lopez et al. 2018).
 
     Parameters
@@ -81,7 +86,24 @@ class SCVI(RNAEstimator):
     1053-1058 (2018).
     """
 
-    module: SCVIModel
+    defaults = TrainingDefaults(relative_length=1.5)  # with fewer steps, batches stay further apart
+
+    get_latent_representation = latent.get_latent_representation
+    get_aggregated_posterior = latent.get_aggregated_posterior
+    get_elbo = evidence.get_elbo
+    get_reconstruction_error = evidence.get_reconstruction_error
+    get_marginal_ll = evidence.get_marginal_ll
+    get_normalized_expression = expression.get_normalized_expression
+    get_likelihood_parameters = predictive.get_likelihood_parameters
+    get_latent_library_size = predictive.get_latent_library_size
+    posterior_predictive_sample = predictive.posterior_predictive_sample
+    get_feature_correlation_matrix = correlation.get_feature_correlation_matrix
+    differential_expression = differential.differential_expression
+    differential_abundance = abundance.differential_abundance
+    get_predictive_checks = checks.get_predictive_checks
+    transfer_labels = labels.transfer_labels
+    load_query_data = classmethod(mapping.load_query_data)
+    minify_adata = minified.minify_adata
 
     def __init__(
         self,
@@ -103,35 +125,11 @@ class SCVI(RNAEstimator):
         log_variational: bool = True,
         seed: int = seeding.DEFAULT_SEED,
     ) -> None:
-        options = SCVIOptions(
-            n_hidden=n_hidden,
-            n_latent=n_latent,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            dispersion=dispersion,
-            gene_likelihood=gene_likelihood,
-            use_observed_lib_size=use_observed_lib_size,
-            latent_distribution=latent_distribution,
-            encode_covariates=encode_covariates,
-            deeply_inject_covariates=deeply_inject_covariates,
-            use_batch_norm=use_batch_norm,
-            use_layer_norm=use_layer_norm,
-            batch_representation=batch_representation,
-            log_variational=log_variational,
-        )
-        self._start(adata, self._registry_of(adata), options, seed)
-
-    def _start(self, adata: AnnData | None, registry: data_layer.Registry, options: SCVIOptions, seed: int) -> None:
-        self._options = options
-        super().__init__(adata, registry, dataclasses.asdict(options), seed)
+        super().__init__(adata, self._registry_of(adata), locals(), seed)
 
     @classmethod
-    def _restore(
-        cls, adata: AnnData | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
-    ) -> Self:
-        model = cls.__new__(cls)
-        model._start(adata, registry, SCVIOptions(**known_options(init_args, SCVIOptions)), seed)
-        return model
+    def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> SCVIOptions:
+        return SCVIOptions.among(arguments)
 
     @classmethod
     def setup_anndata(
@@ -181,9 +179,6 @@ class SCVI(RNAEstimator):
         )
         data_layer.remember(cls, adata, registry)
 
-    def _relative_length(self) -> float:
-        return _LENGTH
-
     @staticmethod
     def prepare_query_anndata(adata: AnnData, reference_model: SCVI) -> AnnData:
         """Return a copy of ``adata`` with exactly the genes of a model, in its order; missing ones are zero.
@@ -216,34 +211,34 @@ class SCVI(RNAEstimator):
         if table is None:
             message = "This model has no batch embedding. Build it with batch_representation='embedding'."
             raise OptionError(message)
-        cells = self._cells(adata, indices, batch_size)
-        codes = self._dataset(adata).codes[cells.rows, self.registry.batch.column]
+        codes = self.view(adata, indices, batch_size).codes[:, self.registry.batch.column]
         return table.weight.detach().cpu()[codes].numpy()
 
-    def _build(self, dataset: data_layer.Dataset | None) -> SCVIModel:
-        n_batches = self.registry.batch.n_levels
-        moments = LibraryMoments.unknown(n_batches)
-        if dataset is not None and not self._options.use_observed_lib_size:
-            totals = torch.from_numpy(dataset.summary(RNA).cell_totals)
-            moments = LibraryMoments(*library_moments(totals, dataset.codes[:, self.registry.batch.column], n_batches))
-        return build_scvi(self._options, self.registry, moments)
+    def _start(self, dataset: data_layer.Dataset, context: Any) -> LibraryMoments | None:
+        if self.options.use_observed_lib_size:
+            return None
+        return LibraryMoments.of(dataset)
+
+    def _build(self, start: LibraryMoments | None) -> SCVIModel:
+        moments = LibraryMoments.unknown(self.registry.batch.n_levels) if start is None else start
+        return build_scvi(self.options, self.registry, moments)
 
     @property
     def _takes_negative(self) -> bool:
-        return self._options.gene_likelihood == "normal" and not self._options.log_variational
+        return self.options.gene_likelihood == "normal" and not self.options.log_variational
 
     @property
     def _unread_roles(self) -> frozenset[str]:
-        return frozenset() if self._options.dispersion == "gene-label" else frozenset({"labels"})
+        return frozenset() if self.options.dispersion == "gene-label" else frozenset({"labels"})
 
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
         assert self.adata is not None
-        normal = self._options.gene_likelihood == "normal"
+        normal = self.options.gene_likelihood == "normal"
         summary = dataset.summary(RNA)
         data_layer.check_counts(
             summary, self.adata, self.registry.modality(RNA), allow_negative=normal, allow_fractional=normal
         )
-        if summary.n_negative and self._options.log_variational:
+        if summary.n_negative and self.options.log_variational:
             message = (
                 f"{summary.n_negative:,} values are negative, and log(1 + x) of a negative value need not exist. "
                 "Pass log_variational=False."

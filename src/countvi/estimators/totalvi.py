@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-import pandas as pd
 
 from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import PROTEIN
-from countvi.errors import FileFormatError, shorten
-from countvi.estimators._build_totalvi import Start, TOTALVIOptions, adversary_scale, build_totalvi
-from countvi.estimators._indices import Indices, resolve_rows
-from countvi.estimators._passing import passes_on_to
-from countvi.estimators._proteins import ProteinEstimator
-from countvi.estimators._trainable import Trainable
-from countvi.train import BatchAdversary, Companion
-from countvi.train.config import plan_entries, with_peak
+from countvi.errors import DataWarning, shorten
+from countvi.estimators import mapping, minified, training
+from countvi.estimators.base import Estimator
+from countvi.estimators.build.totalvi import Start, TOTALVIOptions, adversary_scale, build_totalvi
+from countvi.estimators.readouts import abundance, checks, evidence, labels, latent, proteins
+from countvi.estimators.signatures import passes_on_to
+from countvi.estimators.state import TrainingDefaults
+from countvi.train import BatchAdversary
+from countvi.train.config import plan_entries
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from anndata import AnnData
     from mudata import MuData
 
     from countvi.data.container import Container
     from countvi.models.totalvi import TOTALVI as TOTALVIModel
 
-_PEAK = 0.02  # with twice that, proteins that a batch lacks are predicted worse
 
-
-class TOTALVI(ProteinEstimator):
+class TOTALVI(Estimator["TOTALVIModel"]):
     """Total variational inference: RNA and protein of the same cells (Gayoso, Steier et al. 2021).
 
     Parameters
@@ -94,8 +89,28 @@ class TOTALVI(ProteinEstimator):
     with totalVI. Nature Methods 18, 272-282 (2021).
     """
 
-    module: TOTALVIModel
-    _adversary_scale: float | None = 0.0
+    # At twice the rate, proteins that a batch lacks are predicted worse.
+    defaults = TrainingDefaults(batch_size=256, peak=0.02)
+
+    get_latent_representation = latent.get_latent_representation
+    get_aggregated_posterior = latent.get_aggregated_posterior
+    get_elbo = evidence.get_elbo
+    get_reconstruction_error = evidence.get_reconstruction_error
+    get_marginal_ll = evidence.get_marginal_ll
+    get_normalized_expression = proteins.get_normalized_expression
+    get_protein_foreground_probability = proteins.get_protein_foreground_probability
+    get_protein_background_mean = proteins.get_protein_background_mean
+    get_raw_proteins = proteins.get_raw_proteins
+    get_likelihood_parameters = proteins.get_likelihood_parameters
+    get_latent_library_size = proteins.get_latent_library_size
+    posterior_predictive_sample = proteins.posterior_predictive_sample
+    get_feature_correlation_matrix = proteins.get_feature_correlation_matrix
+    differential_expression = proteins.differential_expression
+    differential_abundance = abundance.differential_abundance
+    get_predictive_checks = checks.get_predictive_checks
+    transfer_labels = labels.transfer_labels
+    load_query_data = classmethod(mapping.load_query_data)
+    minify_adata = minified.minify_adata
 
     def __init__(
         self,
@@ -123,55 +138,17 @@ class TOTALVI(ProteinEstimator):
         activation_function_bg: Literal["softplus", "exp"] = "softplus",
         seed: int = seeding.DEFAULT_SEED,
     ) -> None:
-        options = TOTALVIOptions(
-            n_latent=n_latent,
-            gene_dispersion=gene_dispersion,
-            protein_dispersion=protein_dispersion,
-            gene_likelihood=gene_likelihood,
-            latent_distribution=latent_distribution,
-            empirical_protein_background_prior=empirical_protein_background_prior,
-            override_missing_proteins=override_missing_proteins,
-            n_hidden=n_hidden,
-            n_layers_encoder=n_layers_encoder,
-            n_layers_decoder=n_layers_decoder,
-            dropout_rate_encoder=dropout_rate_encoder,
-            dropout_rate_decoder=dropout_rate_decoder,
-            use_observed_lib_size=use_observed_lib_size,
-            encode_covariates=encode_covariates,
-            use_batch_norm=use_batch_norm,
-            use_layer_norm=use_layer_norm,
-            log_variational=log_variational,
-            normalize_encoder_input=normalize_encoder_input,
-            protein_batch_efficiency=protein_batch_efficiency,
-            activation_function_bg=activation_function_bg,
-        )
-        registry = self._registry_of(adata)
-        if options.override_missing_proteins:
-            registry = data_layer.with_unmeasured(registry, ())
-        self._begin(adata, registry, options, seed, loaded=False)
+        super().__init__(adata, self._registry_with(adata, override_missing_proteins), locals(), seed)
         self._warn_of_unmeasured()
 
-    def _begin(
-        self, data: Container | None, registry: data_layer.Registry, options: TOTALVIOptions, seed: int, *, loaded: bool
-    ) -> None:
-        self._options = options
-        self._loaded = loaded
-        super().__init__(data, registry, dataclasses.asdict(options), seed)
+    @classmethod
+    def _registry_with(cls, adata: Container, override_missing_proteins: bool) -> data_layer.Registry:
+        registry = cls._registry_of(adata)
+        return data_layer.with_unmeasured(registry, ()) if override_missing_proteins else registry
 
     @classmethod
-    def _restore(
-        cls, adata: Container | None, registry: data_layer.Registry, init_args: Mapping[str, Any], seed: int
-    ) -> Self:
-        unknown = sorted(init_args.keys() - TOTALVIOptions.__dataclass_fields__.keys())
-        if unknown:
-            message = (
-                f"The saved model has options that this version of countvi does not know: {shorten(unknown)}. It was "
-                "changed by hand or written by a newer version; update countvi."
-            )
-            raise FileFormatError(message)
-        model = cls.__new__(cls)
-        model._begin(adata, registry, TOTALVIOptions(**init_args), seed, loaded=True)
-        return model
+    def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> TOTALVIOptions:
+        return TOTALVIOptions.among(arguments)
 
     @classmethod
     def setup_anndata(
@@ -310,19 +287,18 @@ class TOTALVI(ProteinEstimator):
         """
         return data_layer.prepare_query_mudata(mdata, reference_model.registry)
 
-    def _extended_by(self, query: AnnData | MuData) -> data_layer.Registry:
-        registry = super()._extended_by(query)
-        if self._options.override_missing_proteins:
+    def extended_registry(self, adata: Container) -> data_layer.Registry:
+        """Return what this model was set up with, and the categories and panels of a query besides."""
+        registry = super().extended_registry(adata)
+        if self.options.override_missing_proteins:
             return registry
-        return data_layer.with_unmeasured_in_new_panels(registry, self.registry, query)
+        return data_layer.with_unmeasured_in_new_panels(registry, self.registry, adata)
 
-    @passes_on_to(Trainable.train)
+    @passes_on_to(training.train)
     def train(
         self,
         max_epochs: int | None = None,
         *,
-        lr: float | None = None,
-        batch_size: int = 256,
         reduce_lr_on_plateau: bool | None = None,
         n_steps_kl_warmup: int | None = None,
         n_epochs_kl_warmup: int | None = None,
@@ -337,12 +313,8 @@ class TOTALVI(ProteinEstimator):
         max_epochs
             Passes over the training cells; by default fewer the more cells there are: 90 for 2,000, 9 for a million
             (:func:`countvi.train.default_max_epochs`).
-        lr
-            Peak learning rate, by default 0.02.
-        batch_size
-            Cells per step.
         reduce_lr_on_plateau, n_steps_kl_warmup, n_epochs_kl_warmup
-            These and ``lr`` are the same as in ``plan_kwargs``, and go before it.
+            The same as in ``plan_kwargs``, and go before it.
         adversarial_classifier
             Train a classifier of the batch beside the model, which learns cell states that do not tell it. ``True``
             weights it by one minus the KL weight, a number by that. By default where proteins are missing and there is
@@ -356,45 +328,48 @@ class TOTALVI(ProteinEstimator):
         OptionError
             If a classifier is asked for and there is one batch only, or another argument is outside what it may be.
         """
-        missing = PROTEIN in self._need_data().patterns
-        self._adversary_scale = adversary_scale(adversarial_classifier, self.registry.batch.n_levels, missing=missing)
         warmup = {"n_steps_kl_warmup": n_steps_kl_warmup, "n_epochs_kl_warmup": n_epochs_kl_warmup}
-        plan = plan_entries(plan_kwargs, lr=lr, reduce_lr_on_plateau=reduce_lr_on_plateau, **warmup)
-        super().train(max_epochs, batch_size=batch_size, plan_kwargs=with_peak(plan, _PEAK), **arguments)
+        plan = plan_entries(plan_kwargs, reduce_lr_on_plateau=reduce_lr_on_plateau, **warmup)
+        request = training.requested(self, max_epochs, plan_kwargs=plan, **arguments)
+        adversary = self.adversary(adversarial_classifier)
+        if adversary is not None:
+            request = dataclasses.replace(request, companions=(adversary,))
+        training.run(self, request)
 
-    def _companions(self) -> Sequence[Companion]:
-        if self._adversary_scale == 0.0:
-            return ()
-        return (BatchAdversary(self.module.n_latent, self.registry.batch, self._adversary_scale, self.seed),)
-
-    def _build(self, dataset: data_layer.Dataset | None) -> TOTALVIModel:
-        if dataset is None or self._loaded:
-            return build_totalvi(self._options, self.registry, Start.unknown(self.registry))
-        return build_totalvi(self._options, self.registry, Start.of(dataset, self._options, self.seed))
-
-    @property
-    def _unread_roles(self) -> frozenset[str]:
-        by_label = (self._options.gene_dispersion, self._options.protein_dispersion)
-        return frozenset() if {"gene-label", "protein-label"} & set(by_label) else frozenset({"labels"})
-
-    def get_raw_proteins(
-        self,
-        adata: AnnData | MuData | None = None,
-        indices: Indices = None,
-        protein_list: Sequence[str] | None = None,
-    ) -> pd.DataFrame:
-        """Return protein counts as the model sees them, ``(cells, proteins)``; NaN where one was not measured.
+    def adversary(self, asked: bool | float | None = None) -> BatchAdversary | None:
+        """Return the classifier of the batch that :meth:`train` trains beside the model, if any.
 
         Parameters
         ----------
-        adata, indices, protein_list
-            Which cells and proteins; see :meth:`get_normalized_expression`.
+        asked
+            The argument ``adversarial_classifier``.
         """
-        dataset = self._dataset(adata)
-        rows = resolve_rows(indices, dataset.obs_names)
-        batch = dataset.batch(rows)
-        counts, measured = batch.counts[PROTEIN].to_dense().numpy(), batch.design.measured_entries(PROTEIN)
-        values = counts if measured is None else np.where(measured.numpy(), counts, np.nan)
-        columns, names = self._proteins(protein_list)
-        values = values if columns is None else values[:, columns]
-        return pd.DataFrame(values, index=dataset.obs_names[rows], columns=names)
+        batch = self.registry.batch
+        scale = adversary_scale(asked, batch.n_levels, missing=PROTEIN in self.dataset.patterns)
+        return None if scale == 0.0 else BatchAdversary(self.module.n_latent, batch, scale, self.seed)
+
+    def _start(self, dataset: data_layer.Dataset, context: Any) -> Start:
+        return Start.of(dataset, self.options, self.seed)
+
+    def _build(self, start: Start | None) -> TOTALVIModel:
+        return build_totalvi(self.options, self.registry, Start.unknown(self.registry) if start is None else start)
+
+    @property
+    def _unread_roles(self) -> frozenset[str]:
+        by_label = (self.options.gene_dispersion, self.options.protein_dispersion)
+        return frozenset() if {"gene-label", "protein-label"} & set(by_label) else frozenset({"labels"})
+
+    def _warn_of_unmeasured(self) -> None:
+        """Say which proteins were taken as not measured because they have no counts in a panel."""
+        protein = self.registry.modality(PROTEIN)
+        assert protein.gaps is not None
+        column = self.registry.columns[protein.gaps.column]
+        for category, features in zip(column.categories, protein.gaps.unmeasured, strict=False):
+            if features:
+                names = [protein.feature_names[i] for i in features]
+                message = (
+                    f"{len(names):,} of {protein.n_features:,} proteins have no counts in {column.role} {category!r} "
+                    f"and are taken as not measured there: {shorten(names)}. If these are true zeros, pass "
+                    "override_missing_proteins=True; NaN, or a mask, says what was not measured without guessing."
+                )
+                warnings.warn(message, DataWarning, stacklevel=3)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from countvi import data as data_layer
 from countvi.errors import FileFormatError, MismatchError
-from countvi.estimators import _persistence
-from countvi.estimators._build_destvi import CondSCVIOptions, DestVIOptions
+from countvi.estimators import persistence
+from countvi.estimators.build.condscvi import CondSCVIOptions
+from countvi.estimators.build.destvi import DestVIOptions
 from countvi.estimators.destvi import DestVI
 from countvi.io._weights import Naming, weights_from_scvi
 
@@ -130,9 +131,9 @@ def load_destvi(
         "spots": None if options.amortization == "both" else [str(name) for name in spots],
         "missing_genes": [],
     }
-    model = DestVI._restore(adata, registry, init_args, seed=0)
+    model = DestVI.restore(adata, registry, init_args, seed=0)
     weights = weights_from_scvi(state, model.module.state_dict(), _destvi_naming(n_types, n_latent))
-    _persistence.load_weights(model.module, weights, path)
+    persistence.load_weights(model.module, weights, path)
     return model
 
 

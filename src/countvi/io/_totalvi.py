@@ -16,8 +16,8 @@ from countvi import data as data_layer
 from countvi import files
 from countvi.batch import PROTEIN, RNA
 from countvi.errors import FileFormatError, MismatchError
-from countvi.estimators import _persistence
-from countvi.estimators._build_totalvi import TOTALVIOptions
+from countvi.estimators import persistence
+from countvi.estimators.build.totalvi import TOTALVIOptions
 from countvi.estimators.totalvi import TOTALVI
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def totalvi_from_scvi(
     source: Mapping[str, Any] = archive.attributes["registry_"]
     options = _options(archive, source, path)
     registry = _registry(source, archive.var_names, registry, overridden=options["override_missing_proteins"])
-    model = TOTALVI._restore(adata, registry, options, seed=0)
+    model = TOTALVI.restore(adata, registry, options, seed=0)
     weights = {}
     for name, old in model.module.state_dict().items():
         value = _find(name, archive.state, model.module.state_dict())
@@ -75,7 +75,7 @@ def totalvi_from_scvi(
             )
             raise MismatchError(message)
         weights[name] = value.to(old.dtype).contiguous()
-    _persistence.load_weights(model.module, weights, path)
+    persistence.load_weights(model.module, weights, path)
     return model
 
 

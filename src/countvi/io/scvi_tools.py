@@ -14,9 +14,9 @@ from countvi import data as data_layer
 from countvi import files
 from countvi.batch import RNA
 from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
-from countvi.estimators import _persistence
-from countvi.estimators._build import SCVIOptions
-from countvi.estimators._trainable import Trainable
+from countvi.estimators import persistence
+from countvi.estimators.base import Estimator
+from countvi.estimators.build.scvi import SCVIOptions
 from countvi.estimators.condscvi import CondSCVI
 from countvi.estimators.scvi import SCVI
 from countvi.io._deconvolution import CONDSCVI, condscvi_options, load_destvi
@@ -104,7 +104,7 @@ def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, 
     registry = registry_from_scvi(source, [str(gene) for gene in archive.var_names])
     init_params = archive.attributes.get("init_params_", {})
     cells = cast("AnnData | None", adata)
-    model: Trainable
+    model: Estimator
     if name == "TOTALVI":
         model = totalvi_from_scvi(archive, registry, adata, path)
     elif adata is not None and not isinstance(adata, AnnData):
@@ -114,17 +114,17 @@ def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, 
         model = load_destvi(archive.state, registry, flat_arguments(init_params), cells, path)
     else:
         if name == "SCVI":
-            model = SCVI._restore(cells, registry, options_from_scvi(init_params, path), seed=0)
+            model = SCVI.restore(cells, registry, options_from_scvi(init_params, path), seed=0)
         else:
             options = condscvi_options(archive.state, flat_arguments(init_params), path)
-            model = CondSCVI._restore(cells, registry, options, seed=0)
+            model = CondSCVI.restore(cells, registry, options, seed=0)
         naming = NAMES if name == "SCVI" else CONDSCVI
         weights = weights_from_scvi(archive.state, model.module.state_dict(), naming)
-        _persistence.load_weights(model.module, weights, path)
+        persistence.load_weights(model.module, weights, path)
     model.is_trained = bool(archive.attributes.get("is_trained_", True))
     split = [archive.attributes.get(f"{part}_indices_") for part in ("train", "validation", "test")]
-    if model._data is not None and split[0] is not None:
-        model._split = _split_from_scvi(split, model._data.n_cells)
+    if model.bound is not None and split[0] is not None:
+        model.split = _split_from_scvi(split, model.bound.n_cells)
     model.to_device(device)
     return model
 

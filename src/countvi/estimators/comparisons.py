@@ -13,8 +13,8 @@ from countvi import query
 from countvi.data import BATCH_COLUMN, Registry
 from countvi.data.container import obs_column
 from countvi.errors import OptionError, UnknownNameError, choose, did_you_mean, shorten
-from countvi.estimators import _training
-from countvi.estimators._indices import resolve_batches, resolve_rows
+from countvi.estimators.names import resolve_batches, resolve_rows
+from countvi.estimators.options import NOT_NEGATIVE, SHARE, WHOLE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,12 +169,12 @@ class Request:
                 raise OptionError(message)
             return query.Greater(strict=there)
         return query.Change(
-            delta=None if self.delta is None else number("delta", self.delta),
-            pseudocounts=default if self.pseudocounts is None else number("pseudocounts", self.pseudocounts),
+            delta=None if self.delta is None else NOT_NEGATIVE("delta", self.delta),
+            pseudocounts=default if self.pseudocounts is None else NOT_NEGATIVE("pseudocounts", self.pseudocounts),
             two_sided=two_sided,
             effect=_effect(self.change_fn),
             region=self.m1_domain_fn,
-            levels=[_share("cred_interval_lvls", level) for level in _as_list(self.cred_interval_lvls or [])],
+            levels=[SHARE("cred_interval_lvls", level) for level in _as_list(self.cred_interval_lvls or [])],
             of_features=there,
             shrink=1e-3 if there else 1.0,
         )
@@ -216,7 +216,7 @@ def importance(weights: str | None, arguments: Mapping[str, Any] | None) -> quer
             raise OptionError(message)
         return None
     n = options.get("n_mc_samples", query.Importance.n_proposals)
-    _training.check_size("n_mc_samples", n)
+    WHOLE("n_mc_samples", n)
     return query.Importance(n, bool(options.get("truncation", False)))
 
 
@@ -224,10 +224,11 @@ def differential(
     model: Any, data: Container, feature: Feature, groups: Groups, request: Request, batch_size: int | None
 ) -> pd.DataFrame:
     """Compare populations of cells; behind ``differential_expression``."""
-    _training.check_size("n_samples_overall", request.n_samples_overall)
-    target = _share("fdr_target", request.fdr_target)
+    WHOLE("n_samples_overall", request.n_samples_overall)
+    target = SHARE("fdr_target", request.fdr_target)
     everyone, named = groups.resolve(data)
-    cells = model._cells(data, everyone, batch_size)
+    view = model.view(data, everyone, batch_size)
+    cells = view.cells
     hypothesis, levels = request.hypothesis(feature.pseudocounts), request.levels(model.registry)
     drawing = query.Drawing(
         model.module,
@@ -240,7 +241,7 @@ def differential(
     )
     if request.filter_outlier_cells:
         named = _without_outliers(named, cells, query.latent_states(model.module, cells), request.seed)
-    counts = _counts(named, cells, feature, model._measured(cells))
+    counts = _counts(named, cells, feature, view.measured)
     setting = query.Setting(hypothesis, levels, _replicates(request.sample_key, data), request.threshold_counts)
     tables = []
     found = query.compare(drawing, [item.comparison for item in named], [sums for sums, _ in counts], setting)
@@ -374,25 +375,3 @@ def _effect(change_fn: Any) -> Any:
 
 def _as_list(values: Any) -> list[Any]:
     return list(values) if isinstance(values, (list, tuple, np.ndarray, pd.Index, pd.Series)) else [values]
-
-
-def number(name: str, value: Any) -> float:
-    """Return a number of at least zero.
-
-    Raises
-    ------
-    OptionError
-        If it is not one.
-    """
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not np.isfinite(value) or value < 0:
-        message = f"{name} must be a number of at least 0; got {value!r}."
-        raise OptionError(message)
-    return float(value)
-
-
-def _share(name: str, value: Any) -> float:
-    if not 0 < number(name, value) < 1:
-        message = f"{name} must be between 0 and 1; got {value!r}."
-        raise OptionError(message)
-    return float(value)

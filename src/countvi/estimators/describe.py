@@ -1,4 +1,4 @@
-"""What an estimator says about itself."""
+"""How an estimator is printed: its state, data, covariates and options."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import numpy as np
 
 if TYPE_CHECKING:
     from countvi.data import Modality
-    from countvi.estimators._trainable import Trainable
+    from countvi.estimators.state import Fitted
 
 # A list of more values is shown by its length.
 _LONG = 20
 
 
-def describe(model: Trainable) -> str:
+def describe(self: Fitted) -> str:
     """Return its state, its data, its covariates and its options, a line each."""
-    state = f"trained, {len(model._rows)} epochs" if model.is_trained else "not trained"
+    state = f"trained, {len(self.epochs)} epochs" if self.is_trained else "not trained"
     covariates = []
-    for i, column in enumerate(model.registry.columns):
+    for i, column in enumerate(self.registry.columns):
         if column.key is not None:
-            new = len(column.categories) - model._mapped.known[i] if model._mapped is not None else 0
+            new = len(column.categories) - self.mapped.known[i] if self.mapped is not None else 0
             covariates.append(
-                f"  {_serves(model, i)}: obs[{column.key!r}], {len(column.categories)} categories"
+                f"  {_serves(self, i)}: obs[{column.key!r}], {len(column.categories)} categories"
                 f"{f', {new} of them new to the reference' if new else ''}"
             )
     return "\n".join(
         [
-            f"{type(model).__name__} ({state}{', mapped onto a reference' if model._mapped is not None else ''})",
-            *(f"  data: {m.n_features:,} features in {_where(m)}" for m in model.registry.modalities),
+            f"{type(self).__name__} ({state}{', mapped onto a reference' if self.mapped is not None else ''})",
+            *(f"  data: {m.n_features:,} features in {_where(m)}" for m in self.registry.modalities),
             *covariates,
-            "  options: " + ", ".join(f"{name}={_brief(value)}" for name, value in model._init_args.items()),
+            "  options: " + ", ".join(f"{name}={_brief(value)}" for name, value in self.options.arguments().items()),
         ]
     )
 
 
-def print_setup(model: Trainable) -> None:
-    """Print where the counts lie, and a table of the categories of each covariate."""
+def view_anndata_setup(self: Fitted) -> None:
+    """Print where the model's counts lie, and the categories of each covariate with their numbers of cells."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console, registry = Console(highlight=False), model.registry
+    console, registry = Console(highlight=False), self.registry
     for modality in registry.modalities:
         console.print(f"{modality.n_features:,} {modality.noun}s in {_where(modality)}", markup=False)
     for key in registry.continuous_keys:
@@ -51,10 +51,10 @@ def print_setup(model: Trainable) -> None:
     for i, column in enumerate(registry.columns):
         if column.key is None:
             continue
-        table = Table("category", title=escape(f"{_serves(model, i)}: obs[{column.key!r}]"), title_justify="left")
+        table = Table("category", title=escape(f"{_serves(self, i)}: obs[{column.key!r}]"), title_justify="left")
         table.add_column("code", justify="right")
         table.add_column("cells", justify="right")
-        sizes = None if model._data is None else np.bincount(model._data.codes[:, i], minlength=len(column.categories))
+        sizes = None if self.bound is None else np.bincount(self.bound.codes[:, i], minlength=len(column.categories))
         for code, category in enumerate(column.categories[:_LONG]):
             table.add_row(escape(str(category)), str(code), "" if sizes is None else f"{sizes[code]:,}")
         if len(column.categories) > _LONG:
@@ -62,7 +62,7 @@ def print_setup(model: Trainable) -> None:
         console.print(table)
 
 
-def _serves(model: Trainable, i: int) -> str:
+def _serves(model: Fitted, i: int) -> str:
     """What a column of the codes is for."""
     purposes = model.registry.purposes
     return (", ".join(purposes.of(i)) if purposes is not None else "") or model.registry.columns[i].role

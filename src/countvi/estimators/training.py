@@ -1,25 +1,29 @@
-"""Behind ``train``: the split, the device, and errors in the user's words."""
+"""Training: the arguments of ``train``, the split into training and held-out cells, and the run itself."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
+from countvi import seeding
 from countvi.data import Dataset, Split, make_split, split_from_indices
 from countvi.errors import NonFiniteError, OptionError, shorten
-from countvi.estimators._feed import DatasetFeed
-from countvi.estimators._indices import resolve_rows
+from countvi.estimators.feed import DatasetFeed
+from countvi.estimators.names import resolve_rows
+from countvi.estimators.options import WHOLE
 from countvi.models._base import CountModel
 from countvi.nn import levels
 from countvi.train import (
@@ -34,10 +38,108 @@ from countvi.train import (
     TrainingPlan,
     default_max_epochs,
     fit,
+    progress_callback,
 )
+from countvi.train.config import plan_entries, with_peak
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    from countvi.estimators.state import Fitted
+
+
+def train(
+    self: Fitted,
+    max_epochs: int | None = None,
+    *,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    train_size: float | None = None,
+    validation_size: float | None = None,
+    shuffle_set_split: bool = True,
+    external_indexing: Sequence[np.ndarray] | None = None,
+    datasplitter_kwargs: Mapping[str, Any] | None = None,
+    early_stopping: bool = False,
+    early_stopping_monitor: str = "elbo_validation",
+    early_stopping_patience: int = 45,
+    early_stopping_min_delta: float = 0.0,
+    early_stopping_warmup_epochs: int = 0,
+    check_val_every_n_epoch: int = 1,
+    accelerator: str = "auto",
+    devices: Any = "auto",
+    strategy: str = "auto",
+    precision: str = "32-true",
+    seed: int | None = None,
+    gradient_clip_val: float | None = None,
+    plan_kwargs: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    logger: Any = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+    enable_progress_bar: bool = True,
+) -> None:
+    """Fit the model.
+
+    Parameters
+    ----------
+    max_epochs
+        Passes over the training cells; by default fewer the more cells there are: 38 for 2,000, 5 for a million
+        (:func:`countvi.train.default_max_epochs`).
+    lr
+        Peak learning rate; the same as ``plan_kwargs={"lr": ...}``, and goes before it.
+    batch_size
+        Cells per step; by default 64, of :class:`countvi.TOTALVI` 256, of :class:`countvi.DestVI` and the regularised
+        models 128.
+    train_size, validation_size
+        Shares of the cells to train on (0.9) and to hold out (the rest). What is left is the test set.
+    shuffle_set_split
+        Draw the split at random rather than by position.
+    external_indexing
+        Rows ``[train, validation, test]`` instead of shares.
+    datasplitter_kwargs
+        The same as ``{"external_indexing": [...]}``, as in scvi-tools.
+    early_stopping
+        Stop when the held-out metric stops improving, and keep the best weights.
+    early_stopping_monitor, early_stopping_patience, early_stopping_min_delta, early_stopping_warmup_epochs
+        Which column of the history, and how patient; see :class:`countvi.train.EarlyStopping`.
+    check_val_every_n_epoch
+        Epochs between validations.
+    accelerator, devices, strategy, precision
+        As in Lightning Fabric. ``"auto"`` takes one NVIDIA GPU if there is one, else the CPU; ``"32-true"``,
+        ``"64-true"``, ``"bf16-mixed"``.
+    seed
+        Of this run: split, order of cells, noise. Default: the model's.
+    gradient_clip_val
+        Largest gradient norm; ``None`` does not clip.
+    plan_kwargs
+        Optimiser, learning rate, KL warm-up: the fields of :class:`countvi.train.TrainingPlan`.
+        ``countvi.train.scvi_tools_plan()`` gives the schedule of scvi-tools.
+    callbacks
+        :class:`countvi.train.Callback` objects.
+    logger
+        A Lightning Fabric logger, or several.
+    checkpoint_dir
+        Folder for a checkpoint after every epoch.
+    resume
+        Continue from the checkpoint in ``checkpoint_dir`` if there is one; the result is what an uninterrupted run
+        gives.
+    enable_progress_bar
+        Show progress: a bar in a terminal or notebook, else about ten lines.
+
+    Notes
+    -----
+    The split is drawn once per model and kept: training again never trains on cells held out before. Training again
+    continues from the present weights, without a second KL warm-up.
+
+    Raises
+    ------
+    OptionError
+        If an argument is outside what it may be.
+    NonFiniteError
+        If training cannot be kept finite; names the first offending quantity, gene, cell and batch.
+    """
+    arguments = locals()
+    run(arguments.pop("self"), requested(self, **arguments))
 
 
 @dataclass(frozen=True)
@@ -86,6 +188,12 @@ class SplitRequest:
     def unspecific(self) -> bool:
         """Whether any split would do."""
         return self == SplitRequest()
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether cells are asked to be held out."""
+        shares = (self.train_size is not None and self.train_size < 1) or bool(self.validation_size)
+        return shares or self.external_indexing is not None
 
     def make(self, n_cells: int, seed: int) -> Split:
         """Draw the split."""
@@ -138,15 +246,9 @@ def settle_split(current: Split | None, request: SplitRequest, n_cells: int, see
     raise OptionError(message)
 
 
-def holds_out(train_size: float | None, arguments: Mapping[str, Any]) -> bool:
-    """Whether arguments of ``train`` ask for a split, in models that by default train on everything."""
-    asking = ("validation_size", "external_indexing", "datasplitter_kwargs", "early_stopping")
-    return (train_size is not None and train_size < 1) or any(arguments.get(name) for name in asking)
-
-
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a user asked ``train`` for: its arguments, what is trained beside the model, and the default's length."""
+    """What a user asked :func:`train` for, with the defaults of the model where he did not say."""
 
     max_epochs: int | None
     batch_size: int
@@ -157,73 +259,114 @@ class TrainRequest:
     plan: TrainingPlan
     checkpoint_dir: Path | None
     resume: bool
-    companions: Sequence[Companion] = ()
-    relative_length: float = 1.0
+    fabric: Fabric
+    callbacks: Sequence[Callback]
+    relative_length: float
     """Epochs of a run that names none, as a multiple of those that the number of cells asks for."""
+    companions: Sequence[Companion] = ()
+    """What is trained beside the model."""
 
 
-def train(
-    fabric: Fabric,
-    model: CountModel,
-    dataset: Dataset,
-    request: TrainRequest,
-    callbacks: Sequence[Callback],
-    *,
-    split: Split | None,
-    first_epoch: int,
-) -> tuple[Split, FitResult]:
-    """Check a request and run it.
-
-    Parameters
-    ----------
-    split
-        The split of earlier runs, if there were any.
-    first_epoch
-        How many epochs the model was trained for before.
+def requested(model: Fitted, *arguments: Any, **named: Any) -> TrainRequest:
+    """Check the arguments of :func:`train`, and fill in the defaults of a model.
 
     Raises
     ------
     OptionError
-        If something asked for cannot be.
+        If one is outside what it may be.
     """
-    check_learns(model)
-    check_size("batch_size", request.batch_size)
-    check_size("check_val_every_n_epoch", request.check_val_every_n_epoch)
-    for callback in callbacks:
+    bound = inspect.signature(train).bind(model, *arguments, **named)
+    bound.apply_defaults()
+    given, usual = SimpleNamespace(**bound.arguments), model.training_defaults
+    split = SplitRequest.from_arguments(
+        given.train_size,
+        given.validation_size,
+        given.shuffle_set_split,
+        given.external_indexing,
+        given.datasplitter_kwargs,
+    )
+    if given.train_size is None and not usual.hold_out and not split.holds_out and not given.early_stopping:
+        split = dataclasses.replace(split, train_size=1.0)
+    plan = {**usual.plan, **plan_entries(given.plan_kwargs, lr=given.lr)}
+    stopping = EarlyStopping(
+        given.early_stopping_monitor,
+        given.early_stopping_patience,
+        given.early_stopping_min_delta,
+        given.early_stopping_warmup_epochs,
+    )
+    for callback in given.callbacks:
         if not isinstance(callback, Callback):
             message = (
                 f"callbacks must be countvi.train.Callback objects; got {callback!r}. Callbacks of Lightning do not "
                 "fit."
             )
             raise OptionError(message)
-    if request.resume and request.checkpoint_dir is None:
+    if given.resume and given.checkpoint_dir is None:
         message = "resume=True needs checkpoint_dir, the folder of the run to continue."
         raise OptionError(message)
-    split = settle_split(split, request.split, dataset.n_cells, request.seed)
+    max_epochs = usual.max_epochs if given.max_epochs is None else given.max_epochs
+    return TrainRequest(
+        max_epochs=None if max_epochs is None else WHOLE("max_epochs", max_epochs),
+        batch_size=WHOLE("batch_size", usual.batch_size if given.batch_size is None else given.batch_size),
+        split=split,
+        early_stopping=stopping if given.early_stopping else None,
+        check_val_every_n_epoch=WHOLE("check_val_every_n_epoch", given.check_val_every_n_epoch),
+        seed=model.seed if given.seed is None else seeding.checked(given.seed),
+        plan=TrainingPlan.from_kwargs(
+            plan if usual.peak is None else with_peak(plan, usual.peak), gradient_clip_val=given.gradient_clip_val
+        ),
+        checkpoint_dir=None if given.checkpoint_dir is None else Path(given.checkpoint_dir),
+        resume=given.resume,
+        fabric=make_fabric(given.accelerator, given.devices, given.strategy, given.precision, given.logger),
+        callbacks=[*progress_callback(given.enable_progress_bar), *given.callbacks],
+        relative_length=usual.relative_length,
+    )
+
+
+def run(model: Fitted, request: TrainRequest) -> None:
+    """Train a model as requested; its weights, split and history are those of the run.
+
+    Raises
+    ------
+    OptionError
+        If something asked for cannot be.
+    NonFiniteError
+        If training cannot be kept finite.
+    """
+    module, dataset, first_epoch = model.module, model.dataset, len(model.epochs)
+    check_learns(module)
+    split = settle_split(model.split, request.split, dataset.n_cells, request.seed)
     if request.early_stopping and not len(split.validation):
         message = "early_stopping needs held-out cells, and this split has none. Lower train_size."
         raise OptionError(message)
     feed = DatasetFeed(dataset, split, request.batch_size, request.seed)
     max_epochs = request.max_epochs
     if max_epochs is None:
-        max_epochs = default_max_epochs(dataset.n_cells, feed.n_steps(fabric.world_size), request.plan)
+        max_epochs = default_max_epochs(dataset.n_cells, feed.n_steps(request.fabric.world_size), request.plan)
         if request.plan.schedule == "one-cycle":
             max_epochs = math.ceil(request.relative_length * max_epochs)
-    check_size("max_epochs", max_epochs)
     if request.checkpoint_dir is not None:
         _make_folder(request.checkpoint_dir)
     config = LoopConfig(
-        max_epochs=int(max_epochs),
+        max_epochs=max_epochs,
         seed=request.seed,
         plan=request.plan,
         first_epoch=first_epoch,
         early_stopping=request.early_stopping,
-        check_val_every_n_epoch=int(request.check_val_every_n_epoch),
+        check_val_every_n_epoch=request.check_val_every_n_epoch,
         checkpoint_dir=request.checkpoint_dir,
         resume=request.resume,
         data=_cut(dataset, split, request.batch_size) if request.checkpoint_dir else "",
     )
-    return split, run(fabric, model, feed, config, (callbacks, request.companions), dataset)
+    result = launch(request.fabric, module, feed, config, (request.callbacks, request.companions), dataset)
+    module.load_state_dict(result.weights)
+    if not model.restored and model.mapped is None:  # else other cells may have had what these lack
+        fill_untaught(module, dataset, split.train)
+    module.float().eval()
+    model.split = split
+    model.epochs.extend(result.rows)
+    model.fingerprint = None  # of the data trained on; computed when it is needed, as it reads them all
+    model.is_trained = True
 
 
 def fill_untaught(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:
@@ -304,7 +447,7 @@ Hooks = tuple[Sequence[Callback], Sequence[Companion]]
 """What is called beside the loop, and what is trained beside the model."""
 
 
-def run(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, hooks: Hooks, data: Dataset) -> FitResult:
+def launch(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, hooks: Hooks, data: Dataset) -> FitResult:
     """Launch the loop, and name what went wrong.
 
     Raises
@@ -351,17 +494,6 @@ def _explain(error: NonFiniteStep, data: Dataset) -> str:
     )
 
 
-def place(module: nn.Module, device: str | torch.device) -> None:
-    """Move a module; behind :meth:`countvi.SCVI.to_device`."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        module.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        message = f"The model cannot be moved to device {str(device)!r}: {str(error).splitlines()[0]}"
-        raise OptionError(message) from error
-
-
 def check_learns(model: CountModel) -> None:
     """Refuse to train a model of which everything is held.
 
@@ -375,18 +507,4 @@ def check_learns(model: CountModel) -> None:
             "There is nothing to train: the reference knows every category of these cells, and all else is held. The "
             "read-outs can be used as they are; to adapt more, pass freeze_...=False to load_query_data."
         )
-        raise OptionError(message)
-
-
-def check_size(name: str, value: Any, *, minimum: int = 1) -> None:
-    """Refuse what is not a whole number of at least ``minimum``.
-
-    Raises
-    ------
-    OptionError
-        If it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        fix = f" Did you mean {round(value)}?" if isinstance(value, float) and math.isfinite(value) else ""
-        message = f"{name} must be a whole number of at least {minimum}; got {value!r}.{fix}"
         raise OptionError(message)

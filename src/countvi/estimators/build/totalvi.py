@@ -1,9 +1,11 @@
-"""From the words of a user to the parts of :class:`countvi.TOTALVI`. Strings end here."""
+"""Options of :class:`countvi.TOTALVI`, and how its module is assembled from them."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -11,96 +13,56 @@ from torch import Tensor, nn
 
 from countvi.batch import PROTEIN, RNA
 from countvi.data import Dataset, Registry
-from countvi.errors import OptionError, choose
-from countvi.estimators._build import LibraryMoments, observation_of
-from countvi.estimators._protein_start import ProteinStart
+from countvi.errors import OptionError
+from countvi.estimators.build.shared import DECODER, ENCODER, LIKELIHOODS, WHERE, LibraryMoments, library_of, observation_of
+from countvi.estimators.build.proteins_start import ProteinStart
+from countvi.estimators.options import NOT_NEGATIVE, Arguments, Rate, Where, Whole
 from countvi.models.totalvi import N_TRUNKS, ProteinDecoder
 from countvi.models.totalvi import TOTALVI as TOTALVIModel
-from countvi.nn import encoder, library, linear, mlp, observation
+from countvi.nn import encoder, linear, mlp, observation
 from countvi.nn.protein import WITHOUT_DATA, BackgroundPrior, Efficiency
 from countvi.nn.trunks import Trunks
 from countvi.ops import Link
 
-_WHERE = {"encoder": (True, False), "decoder": (False, True), "none": (False, False), "both": (True, True)}
-_LIKELIHOODS = {"nb": "nb", "zinb": "zinb", "negative_binomial": "nb", "zero_inflated_negative_binomial": "zinb"}
-_CHOICES = {
-    "gene_dispersion": ("gene", "gene-batch", "gene-label", "gene-cell"),
-    "protein_dispersion": ("protein", "protein-batch", "protein-label"),
-    "latent_distribution": ("normal", "ln"),
-    "use_batch_norm": tuple(_WHERE),
-    "use_layer_norm": tuple(_WHERE),
-    "activation_function_bg": ("softplus", "exp"),
-}
-_COUNTS = ("n_latent", "n_hidden", "n_layers_encoder", "n_layers_decoder")
-_RATES = ("dropout_rate_encoder", "dropout_rate_decoder")
-_FLAGS = (
-    "override_missing_proteins",
-    "use_observed_lib_size",
-    "encode_covariates",
-    "log_variational",
-    "normalize_encoder_input",
-    "protein_batch_efficiency",
-)
+_LIBRARY_LAYERS = 1
+_CLASSIFIER_WEIGHT = dataclasses.replace(NOT_NEGATIVE, words="True, False or a number of at least 0")
+_LIKELIHOODS = {name: meant for name, meant in LIKELIHOODS.items() if meant in ("nb", "zinb")}
 
 
 @dataclass(frozen=True)
-class TOTALVIOptions:
+class TOTALVIOptions(Arguments):
     """The arguments of :class:`countvi.TOTALVI`, checked."""
 
-    n_latent: int = 20
-    gene_dispersion: str = "gene"
-    protein_dispersion: str = "protein"
-    gene_likelihood: str = "nb"
-    latent_distribution: str = "normal"
+    n_latent: Whole = 20
+    gene_dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene"
+    protein_dispersion: Literal["protein", "protein-batch", "protein-label"] = "protein"
+    gene_likelihood: Annotated[str, _LIKELIHOODS] = "nb"
+    latent_distribution: Literal["normal", "ln"] = "normal"
     empirical_protein_background_prior: bool | None = None
     override_missing_proteins: bool = False
-    n_hidden: int = 256
-    n_layers_encoder: int = 2
-    n_layers_decoder: int = 1
-    dropout_rate_encoder: float = 0.2
-    dropout_rate_decoder: float = 0.2
+    n_hidden: Whole = 256
+    n_layers_encoder: Whole = 2
+    n_layers_decoder: Whole = 1
+    dropout_rate_encoder: Rate = 0.2
+    dropout_rate_decoder: Rate = 0.2
     use_observed_lib_size: bool = True
     encode_covariates: bool = True
-    use_batch_norm: str = "both"
-    use_layer_norm: str = "none"
+    use_batch_norm: Where = "both"
+    use_layer_norm: Where = "none"
     log_variational: bool = True
     normalize_encoder_input: bool = True
     protein_batch_efficiency: bool = False
-    activation_function_bg: str = "softplus"
+    activation_function_bg: Literal["softplus", "exp"] = "softplus"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "gene_likelihood", choose("gene_likelihood", self.gene_likelihood, _LIKELIHOODS))
-        for name, options in _CHOICES.items():
-            choose(name, getattr(self, name), dict.fromkeys(options))
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-                message = f"{name} must be a whole number of at least 1; got {value!r}."
-                raise OptionError(message)
-            object.__setattr__(self, name, int(value))
-        for name in _RATES:
-            value = getattr(self, name)
-            if not isinstance(value, (int, float, np.number)) or not 0.0 <= value < 1.0:
-                message = f"{name} must be at least 0 and less than 1; got {value!r}."
-                raise OptionError(message)
-        empirical = self.empirical_protein_background_prior
-        for name in (*_FLAGS, *(() if empirical is None else ("empirical_protein_background_prior",))):
-            value = getattr(self, name)
-            if not isinstance(value, (bool, np.bool_)):
-                message = f"{name} must be True or False; got {value!r}."
-                raise OptionError(message)
-            object.__setattr__(self, name, bool(value))
-
-    def config(self, *, encoder: bool, n_layers: int | None = None) -> mlp.MlpConfig:
+    def config(self, side: int, n_layers: int | None = None) -> mlp.MlpConfig:
         """Layers of the encoders or of the decoder."""
-        side = 0 if encoder else 1
-        usual = self.n_layers_encoder if encoder else self.n_layers_decoder
+        usual = (self.n_layers_encoder, self.n_layers_decoder)[side]
         return mlp.MlpConfig(
             n_hidden=self.n_hidden,
             n_layers=usual if n_layers is None else n_layers,
-            dropout=self.dropout_rate_encoder if encoder else self.dropout_rate_decoder,
-            batch_norm=_WHERE[self.use_batch_norm][side],
-            layer_norm=_WHERE[self.use_layer_norm][side],
+            dropout=(self.dropout_rate_encoder, self.dropout_rate_decoder)[side],
+            batch_norm=WHERE[self.use_batch_norm][side],
+            layer_norm=WHERE[self.use_layer_norm][side],
         )
 
 
@@ -137,9 +99,7 @@ class Start:
         start = cls.unknown(registry)
         moments, loc, scale = start.library, start.loc, start.scale
         if not options.use_observed_lib_size and registry.size_factor_key is None:
-            totals = torch.from_numpy(dataset.summary(RNA).cell_totals)
-            codes = dataset.codes[:, registry.batch.column]
-            moments = LibraryMoments(*library.library_moments(totals, codes, registry.batch.n_levels))
+            moments = LibraryMoments.of(dataset)
         panels = ProteinStart.of_panels(dataset, seed)
         if options.empirical_protein_background_prior is not False:
             loc, scale = panels.log_background, panels.scale
@@ -163,14 +123,16 @@ def build_totalvi(options: TOTALVIOptions, registry: Registry, start: Start) -> 
     factors = (registry.batch, *registry.categorical)
     # The last layers see the trunk, the cell state and the covariates.
     n_wide = options.n_hidden + options.n_latent + covariates.n_features
+    observed = options.use_observed_lib_size
+    encoder_of_library = None if observed else partial(_encoder, options, registry, None, _LIBRARY_LAYERS)
     return TOTALVIModel(
         n_latent=options.n_latent,
         covariates=covariates,
         encode_z=_encoder(options, registry, options.n_latent, options.n_layers_encoder),
         encode_covariates=options.encode_covariates,
-        library=_library(options, registry, start.library),
+        library=library_of(registry, start.library, encoder_of_library),
         to_state=encoder.Softmax() if options.latent_distribution == "ln" else nn.Identity(),
-        decode=Trunks(N_TRUNKS, options.n_latent, options.config(encoder=False), covariates.n_features, factors),
+        decode=Trunks(N_TRUNKS, options.n_latent, options.config(DECODER), covariates.n_features, factors),
         appended=linear.Appended(factors),
         rho=linear.head(n_wide, n_genes, factors),
         link=Link.SOFTMAX if registry.size_factor_key is None else Link.SOFTPLUS,
@@ -213,22 +175,13 @@ def _encoder(options: TOTALVIOptions, registry: Registry, n_out: int | None, n_l
     return encoder.GaussianEncoder(
         registry.modality(RNA).n_features,
         n_out,
-        options.config(encoder=True, n_layers=n_layers),
+        options.config(ENCODER, n_layers),
         log1p=options.log_variational,
         n_features=len(registry.continuous_keys) if covariates else 0,
         factors=(registry.batch, *registry.categorical) if covariates else (),
         others=[registry.modality(PROTEIN).n_features],
         divide=options.normalize_encoder_input,
     )
-
-
-def _library(options: TOTALVIOptions, registry: Registry, moments: LibraryMoments) -> library.Library:
-    if registry.size_factor_key is not None:
-        return library.SizeFactorLibrary()
-    if options.use_observed_lib_size:
-        return library.ObservedLibrary()
-    encode = _encoder(options, registry, None, 1)
-    return library.LogNormalLibrary(encode, registry.batch, moments.loc.clone(), moments.scale.clone())
 
 
 def adversary_scale(asked: Any, n_batches: int, *, missing: bool) -> float | None:
@@ -251,10 +204,8 @@ def adversary_scale(asked: Any, n_batches: int, *, missing: bool) -> float | Non
     if asked is None:
         return None if n_batches > 1 and missing else 0.0
     flag = isinstance(asked, (bool, np.bool_))
-    if not flag and not (isinstance(asked, (int, float)) and 0 <= asked < np.inf):
-        message = f"adversarial_classifier must be True, False or a number of at least 0; got {asked!r}."
-        raise OptionError(message)
+    weight = float(asked) if flag else _CLASSIFIER_WEIGHT("adversarial_classifier", asked)
     if asked and n_batches < 2:
         message = "adversarial_classifier needs several batches to tell apart; the data have one. Leave it out."
         raise OptionError(message)
-    return (None if asked else 0.0) if flag else float(asked)
+    return None if flag and asked else weight

@@ -1,19 +1,19 @@
-"""From the words of a user to the parts of the single-cell and the spatial model of DestVI. Strings end here."""
+"""Options of :class:`countvi.DestVI`, and how its module is assembled from them and from a single-cell model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from countvi.batch import RNA, Factor
 from countvi.data import Registry
-from countvi.errors import OptionError, choose
-from countvi.estimators._build_regularized import check_flag
-from countvi.estimators._options import number
-from countvi.estimators._training import check_size
+from countvi.errors import OptionError
+from countvi.estimators.build.condscvi import CondSCVIOptions
+from countvi.estimators.options import Arguments, Rate, Weight, Whole
 from countvi.models.condscvi import CondSCVI as CondSCVIModel
 from countvi.models.destvi import DestVI as DestVIModel
 from countvi.nn.encoder import GaussianEncoder
@@ -33,105 +33,25 @@ _ABSENT = -110.0
 
 
 @dataclass(frozen=True)
-class CondSCVIOptions:
-    """The arguments of :class:`countvi.CondSCVI`, checked; the last three are those of files of scvi-tools."""
-
-    n_hidden: int = 128
-    n_latent: int = 5
-    n_layers: int = 2
-    weight_obs: bool = False
-    dropout_rate: float = 0.05
-    log_variational: bool = True
-    encode_covariates: bool = False
-    generation: str = "rate-shape"
-    prior: str = "normal"
-    num_classes_mog: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("n_hidden", "n_latent", "n_layers", "num_classes_mog"):
-            check_size(name, getattr(self, name))
-            object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("weight_obs", "log_variational", "encode_covariates"):
-            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
-        object.__setattr__(self, "dropout_rate", number("dropout_rate", self.dropout_rate, below=1.0))
-        choose("generation", self.generation, dict.fromkeys(("rate-shape", "mean-dispersion")))
-        choose("prior", self.prior, dict.fromkeys(("normal", "mog")))
-
-
-def build_condscvi(options: CondSCVIOptions, registry: Registry, label_weight: Tensor | None) -> CondSCVIModel:
-    """Assemble the model of :class:`countvi.CondSCVI`.
-
-    Parameters
-    ----------
-    options
-        What the user asked for.
-    registry
-        Genes and covariates.
-    label_weight
-        What a cell of each type counts, shape ``(types,)``.
-    """
-    n_genes = registry.modality(RNA).n_features
-    paper = options.generation == "rate-shape"
-    # The later generation has a vector per batch, even for a single one, in place of one-hot columns.
-    covariates = CovariateFeatures(0, None if paper else registry.batch)
-    factors = (registry.labels, registry.batch) if paper else (registry.labels,)
-    config = MlpConfig(
-        n_hidden=options.n_hidden,
-        n_layers=options.n_layers,
-        dropout=options.dropout_rate,
-        batch_norm=False,
-        layer_norm=True,
-    )
-    encode = GaussianEncoder(
-        n_genes,
-        options.n_latent,
-        config,
-        log1p=options.log_variational,
-        n_features=covariates.n_features if options.encode_covariates else 0,
-        factors=factors if options.encode_covariates else factors[:1],
-    )
-    return CondSCVIModel(
-        encode=encode,
-        encode_covariates=options.encode_covariates,
-        decode=Mlp(options.n_latent, config, covariates.n_features, factors),
-        observe=ObserveRateShape(options.n_hidden, n_genes)
-        if paper
-        else ObserveMeanDispersion(options.n_hidden, n_genes, registry.labels),
-        covariates=covariates,
-        prior_of_state=UnitPrior(options.n_latent)
-        if options.prior == "normal"
-        else LearnedPrior(registry.labels, options.num_classes_mog, options.n_latent),
-        labels=registry.labels,
-        label_weight=label_weight,
-    )
-
-
-@dataclass(frozen=True)
-class DestVIOptions:
+class DestVIOptions(Arguments):
     """The arguments of :class:`countvi.DestVI`, checked, and the sizes of the reference."""
 
-    cell_types: tuple[str, ...]
-    n_hidden: int
-    n_latent: int
-    n_layers: int
-    n_components: int
-    n_spots: int
-    amortization: str = "none"
-    l1_reg: float = 0.0
-    beta_reg: float = 5.0
-    eta_reg: float = 1e-4
-    entropy_reg: float = 0.0
-    gamma_reg: float = 1.0
-    dropout_amortization: float = 0.05
-    sparsity_reg: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "cell_types", tuple(self.cell_types))
-        choose("amortization", self.amortization, _AMORTISED)
-        for name in ("l1_reg", "beta_reg", "eta_reg", "entropy_reg", "gamma_reg", "sparsity_reg"):
-            object.__setattr__(self, name, number(name, getattr(self, name)))
-        rate = number("dropout_amortization", self.dropout_amortization, below=1.0)
-        object.__setattr__(self, "dropout_amortization", rate)
+    cell_types: Sequence[str]
+    n_hidden: Whole
+    n_latent: Whole
+    n_layers: Whole
+    n_components: Whole
+    n_spots: Whole
+    amortization: Literal["none", "latent", "proportion", "both"] = "none"
+    l1_reg: Weight = 0.0
+    beta_reg: Weight = 5.0
+    eta_reg: Weight = 1e-4
+    entropy_reg: Weight = 0.0
+    gamma_reg: Weight = 1.0
+    dropout_amortization: Rate = 0.05
+    sparsity_reg: Weight = 0.0
+    spots: Sequence[str] | None = None
+    missing_genes: Sequence[str] = ()
 
     @property
     def amortised(self) -> tuple[bool, bool]:

@@ -18,48 +18,63 @@ from torch import Tensor, nn
 from countvi import data as data_layer
 from countvi import files
 from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
-from countvi.estimators._mapping import Mapped
+from countvi.estimators.state import Mapped
 from countvi.train import Row
 
 if TYPE_CHECKING:
-    from countvi.data.container import Container
-    from countvi.estimators._trainable import Trainable
+    from anndata import AnnData
+    from mudata import MuData
 
-    E = TypeVar("E", bound=Trainable)
+    from countvi.data.container import Container
+    from countvi.estimators.state import Fitted
+
+    E = TypeVar("E", bound=Fitted)
 
 _SPLIT = "split."
 _MAPPED = "mapped"
 _PACKAGES = ("countvi", "torch", "numpy", "scipy", "anndata")
 
 
-def save(model: Trainable, path: str | Path, *, overwrite: bool, save_anndata: bool) -> None:
-    """Write a model folder."""
-    adata = model.adata
+def save(self: Fitted, dir_path: str | Path, *, overwrite: bool = False, save_anndata: bool = False) -> None:
+    """Write the model to a folder: weights in safetensors, everything else in JSON.
+
+    The folder appears whole or not at all; with ``overwrite`` the old model stays until the new one is complete.
+
+    Parameters
+    ----------
+    dir_path
+        The folder.
+    overwrite
+        Replace the model in the folder.
+    save_anndata
+        Write the data beside it as ``adata.h5ad``, for :meth:`load` to find.
+    """
+    adata = self.adata
     if save_anndata and adata is None:
         message = "save_anndata=True, but this model has no data: it was loaded without. Pass save_anndata=False."
         raise OptionError(message)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
-    if model._split is not None:
-        parts = dataclasses.asdict(model._split)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
+    if self.split is not None:
+        parts = dataclasses.asdict(self.split)
         tensors |= {f"{_SPLIT}{name}": torch.from_numpy(rows.copy()) for name, rows in parts.items()}
     manifest = files.Manifest(
-        model_class=type(model).__name__,
-        init_args=model._init_args,
-        registry=model.registry.to_json(),
-        history=pd.DataFrame(model._rows).to_dict("list"),  # type: ignore[arg-type]
-        split=model._split is not None,
-        seed=model.seed,
+        model_class=type(self).__name__,
+        init_args=self.options.arguments(),
+        registry=self.registry.to_json(),
+        history=pd.DataFrame(self.epochs).to_dict("list"),  # type: ignore[arg-type]
+        split=self.split is not None,
+        seed=self.seed,
         versions={
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
-        data_fingerprint=model._training_fingerprint(),
-        is_trained=model.is_trained,
+        data_fingerprint=self.training_fingerprint(),
+        is_trained=self.is_trained,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        extra={} if model._mapped is None else {_MAPPED: model._mapped.to_json()},
+        extra={} if self.mapped is None else {_MAPPED: self.mapped.to_json()},
     )
     write_data = partial(_write_data, adata) if save_anndata and adata is not None else None
-    files.write_model(path, manifest, tensors, overwrite=overwrite, write_data=write_data)
+    files.write_model(dir_path, manifest, tensors, overwrite=overwrite, write_data=write_data)
 
 
 def _write_data(data: Container, folder: Path) -> None:
@@ -85,29 +100,53 @@ def _read_data(folder: Path) -> Container | None:
     return data_layer.read_h5mu(saved) if saved.exists() else None
 
 
-def load(model_class: type[E], path: str | Path, adata: Container | Literal[False] | None, device: str) -> E:
-    """Read a model folder."""
-    manifest, tensors = files.read_model(path)
-    if manifest.model_class != model_class.__name__:
+def load(
+    cls: type[E],
+    dir_path: str | Path,
+    adata: AnnData | MuData | Literal[False] | None = None,
+    *,
+    device: str = "cpu",
+) -> E:
+    """Read a model that :meth:`save` wrote. Opening a folder runs no code from it.
+
+    Parameters
+    ----------
+    dir_path
+        The folder.
+    adata
+        Data for the read-outs; genes are matched by name and categories by value, no ``setup_anndata`` is needed.
+        ``None`` takes the data saved with the model, if any; ``False`` takes none.
+    device
+        Where to put the model; see :meth:`to_device`.
+
+    Raises
+    ------
+    FileFormatError
+        If the folder is damaged, newer than this countvi, or of another class.
+    MismatchError
+        If ``adata`` lacks genes or has categories that the model does not know.
+    """
+    manifest, tensors = files.read_model(dir_path)
+    if manifest.model_class != cls.__name__:
         message = (
-            f"{path} holds a {manifest.model_class}, not a {model_class.__name__}. Load it with "
+            f"{dir_path} holds a {manifest.model_class}, not a {cls.__name__}. Load it with "
             f"countvi.{manifest.model_class}.load(...)."
         )
         raise FileFormatError(message)
     if adata is None:
-        adata = _read_data(Path(path))
+        adata = _read_data(Path(dir_path))
     registry = data_layer.Registry.from_json(manifest.registry)
-    model = model_class._restore(None if adata is False else adata, registry, manifest.init_args, manifest.seed or 0)
-    load_weights(model.module, {name: t for name, t in tensors.items() if not name.startswith(_SPLIT)}, path)
+    model = cls.restore(None if adata is False else adata, registry, manifest.init_args, manifest.seed or 0)
+    load_weights(model.module, {name: t for name, t in tensors.items() if not name.startswith(_SPLIT)}, dir_path)
     if _MAPPED in manifest.extra:
-        model._mapped = Mapped.from_json(manifest.extra[_MAPPED])
-        model._mapped.hold(model.module)
-    model._rows = _rows(manifest.history)
+        model.mapped = Mapped.from_json(manifest.extra[_MAPPED])
+        model.mapped.hold(model.module)
+    model.epochs = _rows(manifest.history)
     model.is_trained = manifest.is_trained
-    model._fingerprint = manifest.data_fingerprint
+    model.fingerprint = manifest.data_fingerprint
     split = {name.removeprefix(_SPLIT): rows.numpy() for name, rows in tensors.items() if name.startswith(_SPLIT)}
     if split:
-        model._split = _known_split(model, data_layer.Split(**split))
+        model.split = _known_split(model, data_layer.Split(**split))
     model.to_device(device)
     return model
 
@@ -143,9 +182,9 @@ def _rows(history: dict[str, list[Any]]) -> list[Row]:
     return [{str(name): value for name, value in row.items() if pd.notna(value)} for row in table.to_dict("records")]
 
 
-def _known_split(model: Trainable, split: data_layer.Split) -> data_layer.Split | None:
+def _known_split(model: Fitted, split: data_layer.Split) -> data_layer.Split | None:
     """The saved split, unless the data at hand are other data."""
-    if model._data is None or model._data.stored is not None or model._data.fingerprint() == model._fingerprint:
+    if model.counted is None or model.counted.fingerprint() == model.fingerprint:
         return split
     message = (
         "These are not the data this model was trained on, so its split into training and held-out cells does "

@@ -1,0 +1,48 @@
+"""Features and modalities as users name them, and what is asked of one modality or of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from countvi import query
+from countvi.errors import OptionError
+from countvi.estimators.names import resolve_batches
+
+if TYPE_CHECKING:
+    from countvi.data import Registry
+    from countvi.estimators.state import Fitted
+
+
+def per_modality(
+    model: Fitted, modality: str | None, compute: Callable[[str], Any], names: Sequence[str] | None = None
+) -> Any:
+    """Compute something of the modality named; of a model of several, by default of each (or of ``names``), by name."""
+    if modality is not None:
+        return compute(model.registry.modality(modality).name)
+    names = [m.name for m in model.registry.modalities] if names is None else names
+    return {name: compute(name) for name in names} if model.several_modalities else compute(names[0])
+
+
+def one_counterfactual(transform_batch: Any, registry: Registry) -> query.Counterfactual:
+    """Return the one batch that counts are drawn in.
+
+    Raises
+    ------
+    OptionError
+        If there are several.
+    """
+    counterfactuals = resolve_batches(transform_batch, registry)
+    if len(counterfactuals) > 1:
+        message = (
+            "Counts are drawn in one batch at a time: the mean of draws from several batches is not a draw. Pass one."
+        )
+        raise OptionError(message)
+    return counterfactuals[0]
+
+
+def feature_names(model: Fitted, modality: str) -> np.ndarray:
+    """Names of the features of a modality."""
+    return np.asarray(model.registry.modality(modality).feature_names, dtype=object)
