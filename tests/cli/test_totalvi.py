@@ -40,7 +40,7 @@ def test_a_model_is_trained_and_can_be_loaded(cells, tmp_path, capsys):
     assert anndata.read_h5ad(out / "latent.h5ad").obsm["X_totalVI"].shape == (40, 2)
     again = tmp_path / "again"
     assert run("train", "totalvi", "--config", out / "run.yaml", "--out", again, "--quiet") == 0
-    assert model.options.arguments() == countvi.TOTALVI.load(again / "model", False).options.arguments()
+    assert model.arguments == countvi.TOTALVI.load(again / "model", False).arguments
 
 
 def test_the_proteins_must_be_named(cells, tmp_path, capsys):

@@ -41,9 +41,7 @@ def test_options_are_checked(adata, options, words):
 
 @pytest.mark.parametrize(("name", "same"), [("negative_binomial", "nb"), ("zero_inflated_negative_binomial", "zinb")])
 def test_long_names_of_likelihoods(adata, name, same):
-    assert (
-        build(adata, gene_likelihood=name).options.arguments() == build(adata, gene_likelihood=same).options.arguments()
-    )
+    assert build(adata, gene_likelihood=name).arguments == build(adata, gene_likelihood=same).arguments
 
 
 def test_data_must_be_set_up(adata):

@@ -118,7 +118,7 @@ def test_divergences(case):
 
 def test_no_weight_is_left_over(case):
     """Parameters of ours are all filled from the file: none keeps its initial value."""
-    fresh = countvi.SCVI.restore(None, case.model.registry, case.model.options.arguments(), seed=1)
+    fresh = countvi.SCVI.restore(None, case.model.registry, case.model.arguments, seed=1)
     for name, value in case.model.module.named_parameters():
         assert not torch.equal(value, fresh.module.get_parameter(name)), name
 

@@ -112,7 +112,7 @@ def test_protein(case):
 
 def test_no_weight_is_left_over(case):
     model = case[0]
-    fresh = countvi.TOTALVI.restore(None, model.registry, model.options.arguments(), seed=1)
+    fresh = countvi.TOTALVI.restore(None, model.registry, model.arguments, seed=1)
     for name, value in model.module.named_parameters():
         assert not torch.equal(value, fresh.module.get_parameter(name)), name
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from countvi import data as data_layer
 from countvi import seeding
+from countvi.estimators import options
 from countvi.estimators.build.regularized import AmbientOptions
 from countvi.estimators.regularized import RegularizedEstimator
 
@@ -197,6 +198,6 @@ class AmbientRegularizedSCVI(RegularizedEstimator):
 
     @classmethod
     def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> AmbientOptions:
-        options = AmbientOptions.among(arguments)
-        options.check(registry)
-        return options
+        parsed = options.among(AmbientOptions, arguments)
+        parsed.check_for(registry)
+        return parsed

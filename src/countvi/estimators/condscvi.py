@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from countvi import data as data_layer
 from countvi import seeding
 from countvi.data.registry import LABELS_COLUMN
-from countvi.estimators import mapping, minified
+from countvi.estimators import mapping, minified, options
 from countvi.estimators.base import Estimator
 from countvi.estimators.build.condscvi import CondSCVIOptions, build_condscvi
 from countvi.estimators.readouts import (
@@ -108,7 +108,7 @@ class CondSCVI(Estimator["CondSCVIModel"]):
 
     @classmethod
     def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> CondSCVIOptions:
-        return CondSCVIOptions.among(arguments)
+        return options.among(CondSCVIOptions, arguments)
 
     @classmethod
     def setup_anndata(

@@ -30,7 +30,7 @@ def describe(self: Fitted) -> str:
             f"{type(self).__name__} ({state}{', mapped onto a reference' if self.mapped is not None else ''})",
             *(f"  data: {m.n_features:,} features in {_where(m)}" for m in self.registry.modalities),
             *covariates,
-            "  options: " + ", ".join(f"{name}={_brief(value)}" for name, value in self.options.arguments().items()),
+            "  options: " + ", ".join(f"{name}={_brief(value)}" for name, value in self.arguments.items()),
         ]
     )
 

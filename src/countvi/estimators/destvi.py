@@ -13,7 +13,7 @@ from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import RNA
 from countvi.errors import OptionError
-from countvi.estimators import training
+from countvi.estimators import options, training
 from countvi.estimators.base import Estimator
 from countvi.estimators.build.destvi import DestVIOptions, Reference, SpotStart, build_destvi, empty_reference
 from countvi.estimators.build.spots_start import (
@@ -183,7 +183,7 @@ class DestVI(Estimator["DestVIModel"]):
         if initial_proportions is not None:
             given = given_abundances(initial_proportions, st_adata.obs_names, options.cell_types)
         arguments = {
-            **options.arguments(),
+            **dataclasses.asdict(options),
             "spots": None
             if options.amortization == "both"
             else list(map(str, data_layer.unique_names(st_adata.obs_names))),
@@ -195,7 +195,7 @@ class DestVI(Estimator["DestVIModel"]):
 
     @classmethod
     def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> DestVIOptions:
-        return DestVIOptions.among(arguments)
+        return options.among(DestVIOptions, arguments)
 
     @property
     def cell_types(self) -> list[str]:

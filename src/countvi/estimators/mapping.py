@@ -91,7 +91,7 @@ def load_query_data(
     seed = reference.seed if seed is None else seeding.checked(seed)
     # Built from the data of the query, as weights that are computed from data are those of the query where the
     # reference has none.
-    model = cls.restore(adata, registry, reference.options.arguments(), seed, restored=False)
+    model = cls.restore(adata, registry, reference.arguments, seed, restored=False)
     known = tuple(len(column.categories) for column in reference.registry.columns)
     adopt(model.module, reference.module, known)
     model.mapped = Mapped(known, held)

@@ -10,6 +10,7 @@ import numpy as np
 from countvi import data as data_layer
 from countvi import query, seeding
 from countvi.errors import OptionError
+from countvi.estimators import options
 from countvi.estimators.build.regularized import MultimodalOptions
 from countvi.estimators.names import Indices
 from countvi.estimators.regularized import RegularizedEstimator
@@ -251,6 +252,6 @@ class RegularizedMultimodalVI(RegularizedEstimator):
 
     @classmethod
     def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> MultimodalOptions:
-        options = MultimodalOptions.among(arguments)
-        options.check(registry)
-        return options
+        parsed = options.among(MultimodalOptions, arguments)
+        parsed.check_for(registry)
+        return parsed

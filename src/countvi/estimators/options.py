@@ -7,11 +7,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from countvi.errors import FileFormatError, OptionError, choose, shorten
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 NOT_OPTIONS = ("self", "adata", "mdata", "seed", "__class__")
 """Local variables of a constructor that are no options."""
@@ -98,47 +103,43 @@ EachShare = Annotated[float | Mapping[str, float], Each(SHARE)]
 Where = Literal["encoder", "decoder", "none", "both"]
 
 
-class Arguments:
-    """Base of the data classes of options: each field is checked by its annotation.
+def check(options: DataclassInstance) -> None:
+    """Check each field of a data class of options by its annotation; its ``__post_init__`` calls this.
 
     An annotation is a type of this file (``Whole``, ``Rate``, ...), ``bool``, a ``Literal``, ``Annotated[str, {...}]``
     from what a user may write to what is meant, or any other type, which is not checked; ``| None`` allows ``None``.
+
+    Raises
+    ------
+    OptionError
+        If one is outside what it may be.
     """
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if value is not None or NoneType not in kinds:
+            object.__setattr__(options, name, _checked(name, value, kinds[0]))
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
-            kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-            if value is None and NoneType in kinds:
-                continue
-            object.__setattr__(self, name, _checked(name, value, kinds[0]))
+def among(options: type[Options], given: Mapping[str, Any]) -> Options:
+    """Take options from the local variables at the start of a constructor, or from a saved model.
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the options as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def among(cls, given: Mapping[str, Any]) -> Any:
-        """Take the options from the local variables at the start of a constructor, or from a saved model.
-
-        Raises
-        ------
-        OptionError
-            If one is outside what it may be.
-        FileFormatError
-            If there is one that this class does not have.
-        """
-        options = {name: value for name, value in given.items() if name not in NOT_OPTIONS}
-        unknown = sorted(options.keys() - cls.__dataclass_fields__.keys())
-        if unknown:
-            message = (
-                f"The saved model has options that this version of countvi does not know: {shorten(unknown)}. It was "
-                "changed by hand or written by a newer version; update countvi."
-            )
-            raise FileFormatError(message)
-        return cls(**options)
+    Raises
+    ------
+    OptionError
+        If one is outside what it may be.
+    FileFormatError
+        If there is one that the data class does not have.
+    """
+    known = {field.name for field in dataclasses.fields(options)}
+    found = {name: value for name, value in given.items() if name not in NOT_OPTIONS}
+    if unknown := sorted(found.keys() - known):
+        message = (
+            f"The saved model has options that this version of countvi does not know: {shorten(unknown)}. It was "
+            "changed by hand or written by a newer version; update countvi."
+        )
+        raise FileFormatError(message)
+    return options(**found)
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:

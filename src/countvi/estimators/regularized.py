@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from countvi import data as data_layer
 from countvi.estimators import mapping, minified, training
 from countvi.estimators.base import Estimator
-from countvi.estimators.build.regularized import Start, build_regularized
+from countvi.estimators.build.regularized import ModalityStart, build_regularized
 from countvi.estimators.readouts import (
     abundance,
     ambient,
@@ -105,12 +105,12 @@ class RegularizedEstimator(Estimator["Regularized"], ABC):
         peaks = any(m.feature_type == data_layer.PEAKS for m in self.registry.modalities)
         return dataclasses.replace(self.defaults, relative_length=0.75 if peaks else 1.0)
 
-    def _start(self, dataset: data_layer.Dataset, context: Any) -> dict[str, Start]:
+    def _start(self, dataset: data_layer.Dataset, context: Any) -> dict[str, ModalityStart]:
         if self.options.n_hidden is None:  # left to the counts; a saved model knows its sizes
             self.options = self.options.sized(dataset)
-        return {m.name: Start.of(dataset, m.name, self.options) for m in self.registry.modalities}
+        return {m.name: ModalityStart.of(dataset, m.name, self.options) for m in self.registry.modalities}
 
-    def _build(self, start: dict[str, Start] | None) -> Regularized:
+    def _build(self, start: dict[str, ModalityStart] | None) -> Regularized:
         if start is None:
-            start = dict.fromkeys((m.name for m in self.registry.modalities), Start.unknown(self.registry))
+            start = dict.fromkeys((m.name for m in self.registry.modalities), ModalityStart.unknown(self.registry))
         return build_regularized(self.options, self.registry, start)

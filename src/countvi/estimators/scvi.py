@@ -11,7 +11,7 @@ from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import RNA
 from countvi.errors import DataError, OptionError
-from countvi.estimators import mapping, minified
+from countvi.estimators import mapping, minified, options
 from countvi.estimators.base import Estimator
 from countvi.estimators.build.scvi import SCVIOptions, build_scvi
 from countvi.estimators.build.shared import LibraryMoments
@@ -129,7 +129,7 @@ class SCVI(Estimator["SCVIModel"]):
 
     @classmethod
     def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> SCVIOptions:
-        return SCVIOptions.among(arguments)
+        return options.among(SCVIOptions, arguments)
 
     @classmethod
     def setup_anndata(

@@ -258,6 +258,11 @@ class Fitted(ABC, Generic[M]):
         """Return what this model was set up with, and the categories of a query besides."""
         return data_layer.extend(self.registry, adata, self._unread_roles)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor, checked, as JSON values."""
+        return asdict(self.options)
+
     # ---------------------------------------------------------------- data
 
     @classmethod

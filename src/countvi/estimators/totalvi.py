@@ -11,9 +11,9 @@ from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import PROTEIN
 from countvi.errors import DataWarning, shorten
-from countvi.estimators import mapping, minified, training
+from countvi.estimators import mapping, minified, options, training
 from countvi.estimators.base import Estimator
-from countvi.estimators.build.totalvi import Start, TOTALVIOptions, adversary_scale, build_totalvi
+from countvi.estimators.build.totalvi import TOTALVIOptions, TOTALVIStart, adversary_scale, build_totalvi
 from countvi.estimators.readouts import abundance, checks, evidence, labels, latent, proteins
 from countvi.estimators.signatures import passes_on_to
 from countvi.estimators.state import TrainingDefaults
@@ -148,7 +148,7 @@ class TOTALVI(Estimator["TOTALVIModel"]):
 
     @classmethod
     def _parse(cls, arguments: Mapping[str, Any], registry: data_layer.Registry) -> TOTALVIOptions:
-        return TOTALVIOptions.among(arguments)
+        return options.among(TOTALVIOptions, arguments)
 
     @classmethod
     def setup_anndata(
@@ -348,11 +348,13 @@ class TOTALVI(Estimator["TOTALVIModel"]):
         scale = adversary_scale(asked, batch.n_levels, missing=PROTEIN in self.dataset.patterns)
         return None if scale == 0.0 else BatchAdversary(self.module.n_latent, batch, scale, self.seed)
 
-    def _start(self, dataset: data_layer.Dataset, context: Any) -> Start:
-        return Start.of(dataset, self.options, self.seed)
+    def _start(self, dataset: data_layer.Dataset, context: Any) -> TOTALVIStart:
+        return TOTALVIStart.of(dataset, self.options, self.seed)
 
-    def _build(self, start: Start | None) -> TOTALVIModel:
-        return build_totalvi(self.options, self.registry, Start.unknown(self.registry) if start is None else start)
+    def _build(self, start: TOTALVIStart | None) -> TOTALVIModel:
+        return build_totalvi(
+            self.options, self.registry, TOTALVIStart.unknown(self.registry) if start is None else start
+        )
 
     @property
     def _unread_roles(self) -> frozenset[str]:

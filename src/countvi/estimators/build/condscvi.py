@@ -11,7 +11,7 @@ from torch import Tensor
 from countvi.batch import RNA
 from countvi.data import Dataset, Registry, variance_ratio
 from countvi.data.registry import LABELS_COLUMN
-from countvi.estimators.options import Arguments, Rate, Whole
+from countvi.estimators.options import Rate, Whole, check
 from countvi.models.condscvi import CondSCVI as CondSCVIModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.linear import CovariateFeatures
@@ -25,7 +25,7 @@ _LEAST_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class CondSCVIOptions(Arguments):
+class CondSCVIOptions:
     """The arguments of :class:`countvi.CondSCVI`, checked; the last three are those of files of scvi-tools."""
 
     n_hidden: Whole = 128
@@ -38,6 +38,9 @@ class CondSCVIOptions(Arguments):
     generation: Literal["rate-shape", "mean-dispersion"] = "rate-shape"
     prior: Literal["normal", "mog"] = "normal"
     num_classes_mog: Whole = 10
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def build_condscvi(options: CondSCVIOptions, registry: Registry, dataset: Dataset | None) -> CondSCVIModel:

@@ -13,7 +13,7 @@ from countvi.batch import RNA, Factor
 from countvi.data import Registry
 from countvi.errors import OptionError
 from countvi.estimators.build.condscvi import CondSCVIOptions
-from countvi.estimators.options import Arguments, Rate, Weight, Whole
+from countvi.estimators.options import Rate, Weight, Whole, check
 from countvi.models.condscvi import CondSCVI as CondSCVIModel
 from countvi.models.destvi import DestVI as DestVIModel
 from countvi.nn.encoder import GaussianEncoder
@@ -33,7 +33,7 @@ _ABSENT = -110.0
 
 
 @dataclass(frozen=True)
-class DestVIOptions(Arguments):
+class DestVIOptions:
     """The arguments of :class:`countvi.DestVI`, checked, and the sizes of the reference."""
 
     cell_types: Sequence[str]
@@ -52,6 +52,9 @@ class DestVIOptions(Arguments):
     sparsity_reg: Weight = 0.0
     spots: Sequence[str] | None = None
     missing_genes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @property
     def amortised(self) -> tuple[bool, bool]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from countvi.data import BATCH_COLUMN, GENES, PEAKS, Dataset, Purposes, Registry
 from countvi.errors import OptionError, UnknownNameError, did_you_mean, shorten
 from countvi.estimators.build.shared import DECODER, ENCODER, WHERE
-from countvi.estimators.options import Arguments, EachPositive, EachRate, EachShare, EachWhole, Where
+from countvi.estimators.options import EachPositive, EachRate, EachShare, EachWhole, Where, check
 from countvi.models.regularized import Modality, Regularized
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.joint import CellWeights, Concatenated, EqualWeights, JointEncoder, SingleEncoder, UniversalWeights
@@ -37,7 +37,7 @@ _LIKELIHOODS = dict.fromkeys(("gamma_poisson", "nb", "negative_binomial"), "gamm
 
 
 @dataclass(frozen=True)
-class RegularizedOptions(Arguments, ABC):
+class RegularizedOptions(ABC):
     """What the arguments of both regularised models have in common, checked."""
 
     n_hidden: EachWhole | None = None
@@ -64,6 +64,9 @@ class RegularizedOptions(Arguments, ABC):
     dropout_on_input: bool = True
     log_variational: bool = True
 
+    def __post_init__(self) -> None:
+        check(self)
+
     @property
     @abstractmethod
     def latent(self) -> tuple[str, str]:
@@ -77,7 +80,7 @@ class RegularizedOptions(Arguments, ABC):
     def scaling(self, registry: Registry) -> frozenset[str]:
         """Return the modalities with feature factors."""
 
-    def check(self, registry: Registry) -> None:
+    def check_for(self, registry: Registry) -> None:
         """Refuse options that do not suit the modalities and the covariates of the set-up.
 
         Raises
@@ -199,7 +202,7 @@ def of(value: N | Mapping[str, N], modality: str) -> N:
 
 
 @dataclass(frozen=True)
-class Start:
+class ModalityStart:
     """What the data say about a modality before training.
 
     Parameters
@@ -215,7 +218,7 @@ class Start:
     sums: Sequence[Tensor] | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, modality: str, options: RegularizedOptions) -> Start:
+    def of(cls, dataset: Dataset, modality: str, options: RegularizedOptions) -> ModalityStart:
         """Read the counts of a modality once."""
         purposes = purposes_of(dataset.registry)
         totals = torch.from_numpy(dataset.summary(modality).cell_totals)
@@ -230,12 +233,12 @@ class Start:
         )
 
     @classmethod
-    def unknown(cls, registry: Registry) -> Start:
+    def unknown(cls, registry: Registry) -> ModalityStart:
         """Values to be overwritten by saved ones."""
         return cls(LibraryPrior.unknown(registry.factor(purposes_of(registry).library).n_levels))
 
 
-def build_regularized(options: RegularizedOptions, registry: Registry, starts: Mapping[str, Start]) -> Regularized:
+def build_regularized(options: RegularizedOptions, registry: Registry, starts: Mapping[str, ModalityStart]) -> Regularized:
     """Assemble the model of :class:`countvi.AmbientRegularizedSCVI` and :class:`countvi.RegularizedMultimodalVI`.
 
     Parameters
@@ -303,7 +306,7 @@ def _encoder(
     )
 
 
-def _modality(options: RegularizedOptions, registry: Registry, name: str, n_state: int, start: Start) -> Modality:
+def _modality(options: RegularizedOptions, registry: Registry, name: str, n_state: int, start: ModalityStart) -> Modality:
     purposes, n_features = purposes_of(registry), registry.modality(name).n_features
     conditioning = purposes.conditioning
     if options.use_batch_in_decoder and BATCH_COLUMN not in conditioning:
@@ -346,7 +349,7 @@ def _background(options: RegularizedOptions, registry: Registry, name: str) -> B
     )
 
 
-def _library(options: RegularizedOptions, registry: Registry, name: str, start: Start) -> ResidualLibrary:
+def _library(options: RegularizedOptions, registry: Registry, name: str, start: ModalityStart) -> ResidualLibrary:
     config = options.config(name, ENCODER)
     small = MlpConfig(
         n_hidden=of(options.library_n_hidden, name),

@@ -14,7 +14,7 @@ from countvi.batch import RNA, Factor
 from countvi.data import Registry
 from countvi.errors import OptionError
 from countvi.estimators.build.shared import DECODER, ENCODER, LIKELIHOODS, WHERE, LibraryMoments, library_of, observation_of
-from countvi.estimators.options import Arguments, Rate, Where, Whole
+from countvi.estimators.options import Rate, Where, Whole, check
 from countvi.models.scvi import SCVI as SCVIModel
 from countvi.nn import encoder, library, linear, mlp, observation
 from countvi.ops import Link
@@ -23,7 +23,7 @@ _LIBRARY_LAYERS = 1
 
 
 @dataclass(frozen=True)
-class SCVIOptions(Arguments):
+class SCVIOptions:
     """The arguments of :class:`countvi.SCVI`, checked."""
 
     n_hidden: Whole = 128
@@ -42,7 +42,7 @@ class SCVIOptions(Arguments):
     log_variational: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check(self)
         if self.gene_likelihood == "poisson" and self.dispersion != "gene":
             message = (
                 f"A Poisson likelihood has no dispersion, so dispersion={self.dispersion!r} has no meaning. Leave "

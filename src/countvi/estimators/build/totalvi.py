@@ -16,7 +16,7 @@ from countvi.data import Dataset, Registry
 from countvi.errors import OptionError
 from countvi.estimators.build.shared import DECODER, ENCODER, LIKELIHOODS, WHERE, LibraryMoments, library_of, observation_of
 from countvi.estimators.build.proteins_start import ProteinStart
-from countvi.estimators.options import NOT_NEGATIVE, Arguments, Rate, Where, Whole
+from countvi.estimators.options import NOT_NEGATIVE, Rate, Where, Whole, check
 from countvi.models.totalvi import N_TRUNKS, ProteinDecoder
 from countvi.models.totalvi import TOTALVI as TOTALVIModel
 from countvi.nn import encoder, linear, mlp, observation
@@ -30,7 +30,7 @@ _LIKELIHOODS = {name: meant for name, meant in LIKELIHOODS.items() if meant in (
 
 
 @dataclass(frozen=True)
-class TOTALVIOptions(Arguments):
+class TOTALVIOptions:
     """The arguments of :class:`countvi.TOTALVI`, checked."""
 
     n_latent: Whole = 20
@@ -54,6 +54,9 @@ class TOTALVIOptions(Arguments):
     protein_batch_efficiency: bool = False
     activation_function_bg: Literal["softplus", "exp"] = "softplus"
 
+    def __post_init__(self) -> None:
+        check(self)
+
     def config(self, side: int, n_layers: int | None = None) -> mlp.MlpConfig:
         """Layers of the encoders or of the decoder."""
         usual = (self.n_layers_encoder, self.n_layers_decoder)[side]
@@ -67,7 +70,7 @@ class TOTALVIOptions(Arguments):
 
 
 @dataclass(frozen=True)
-class Start:
+class TOTALVIStart:
     """What the data say before training.
 
     Parameters
@@ -86,14 +89,14 @@ class Start:
     proteins: ProteinStart | None = None
 
     @classmethod
-    def unknown(cls, registry: Registry) -> Start:
+    def unknown(cls, registry: Registry) -> TOTALVIStart:
         """Without the data: constants, or values to be overwritten by saved ones."""
         shape = (registry.panel.n_levels, registry.modality(PROTEIN).n_features)
         loc, scale = (torch.full(shape, value) for value in WITHOUT_DATA)
         return cls(LibraryMoments.unknown(registry.batch.n_levels), loc, scale)
 
     @classmethod
-    def of(cls, dataset: Dataset, options: TOTALVIOptions, seed: int) -> Start:
+    def of(cls, dataset: Dataset, options: TOTALVIOptions, seed: int) -> TOTALVIStart:
         """Look at the data, as far as the options ask for it."""
         registry = dataset.registry
         start = cls.unknown(registry)
@@ -106,7 +109,7 @@ class Start:
         return cls(moments, loc, scale, panels.averaged())
 
 
-def build_totalvi(options: TOTALVIOptions, registry: Registry, start: Start) -> TOTALVIModel:
+def build_totalvi(options: TOTALVIOptions, registry: Registry, start: TOTALVIStart) -> TOTALVIModel:
     """Assemble the model of :class:`countvi.TOTALVI`.
 
     Parameters
@@ -141,7 +144,7 @@ def build_totalvi(options: TOTALVIOptions, registry: Registry, start: Start) -> 
     )
 
 
-def _protein(options: TOTALVIOptions, registry: Registry, start: Start, n_wide: int) -> ProteinDecoder:
+def _protein(options: TOTALVIOptions, registry: Registry, start: TOTALVIStart, n_wide: int) -> ProteinDecoder:
     n_proteins, factors = registry.modality(PROTEIN).n_features, (registry.batch, *registry.categorical)
     log_phi: observation.Dispersion
     if options.protein_dispersion == "protein":

@@ -20,8 +20,8 @@ from countvi.estimators.readouts.spots import cell_types, get_proportions, type_
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from countvi.estimators.condscvi import CondSCVI
     from countvi.estimators.state import Fitted
+    from countvi.models.condscvi import CondSCVI
     from countvi.models.destvi import DestVI
 
 _AT_LEAST_ONE = Rule(float, lambda value: value >= 1, "a number of at least 1")
@@ -88,7 +88,7 @@ def get_proportion_thresholds(self: Fitted[DestVI]) -> pd.Series:
 
 def get_presence(
     self: Fitted[DestVI],
-    sc_model: CondSCVI,
+    sc_model: Fitted[CondSCVI],
     *,
     cells_per_spot: float = 6,
     n_states: int = 4,
@@ -284,9 +284,11 @@ def _counts_of_spots(model: Fitted[DestVI]) -> sp.csr_array:
     return _stacked(model.view().cells)
 
 
-def _reference_cells(model: Fitted[DestVI], sc_model: CondSCVI, n_states: int, seed: int) -> query.ReferenceCells:
+def _reference_cells(
+    model: Fitted[DestVI], sc_model: Fitted[CondSCVI], n_states: int, seed: int
+) -> query.ReferenceCells:
     """Counts, types and states of the reference's cells."""
-    if list(map(str, sc_model.cell_types)) != list(cell_types(model)):
+    if list(map(str, sc_model.registry.columns[LABELS_COLUMN].categories)) != list(cell_types(model)):
         message = "sc_model has other cell types than the reference that this model was made from."
         raise MismatchError(message)
     names = list(sc_model.registry.modality(RNA).feature_names)
