@@ -25,8 +25,10 @@ from countvi.data.purposes import CovariateKeys
 from countvi.data.registry import BATCH_COLUMN, Column, Gaps, Modality, Purposes, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_by_purpose, setup_mudata
+from countvi.data.snapshot import Snapshot
 from countvi.data.source import BackedSource, CountSource, InMemorySource, UnpairedSource, open_source
 from countvi.data.splits import Split, make_split, split_from_indices
+from countvi.data.storable import storable
 from countvi.data.validate import CountSummary, check_counts, summarize
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Purposes",
     "Registry",
     "SetupRecords",
+    "Snapshot",
     "Split",
     "UnpairedSource",
     "bind",
@@ -78,6 +81,7 @@ __all__ = [
     "setup_proteins",
     "setup_proteins_mudata",
     "split_from_indices",
+    "storable",
     "summarize",
     "unique_names",
     "variance_ratio",

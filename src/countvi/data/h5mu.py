@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import h5py
 import pandas as pd
 
+from countvi.data.storable import storable, storable_table
+
 if TYPE_CHECKING:
     from mudata import MuData
 
@@ -30,11 +32,13 @@ def write_h5mu(mdata: MuData, path: Path) -> None:
 
     with h5py.File(path, "w", userblock_size=_HEADER) as file:
         for name in ("obs", "var"):
-            write_elem(file, name, _storable(getattr(mdata, name)))
+            table = pd.DataFrame(getattr(mdata, name))
+            changed = storable_table(table)
+            write_elem(file, name, table if changed is None else changed)
         for name in ("obsm", "varm", "obsp", "varp", "uns", "obsmap", "varmap"):
             write_elem(file, name, dict(getattr(mdata, name)))
         for name, adata in mdata.mod.items():
-            write_elem(file, f"mod/{name}", adata)
+            write_elem(file, f"mod/{name}", storable(adata))
         file["mod"].attrs["mod-order"] = list(mdata.mod)
         file.attrs.update({"axis": mdata.axis, "encoding-type": "MuData", "encoding-version": _VERSION})
     with path.open("r+b") as stream:
@@ -47,12 +51,3 @@ def read_h5mu(path: Path) -> MuData:
 
     with mudata.set_options(pull_on_update=False):
         return mudata.read_h5mu(path)
-
-
-def _storable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A copy whose text columns with missing values, which HDF5 has no form for, are categories."""
-    frame = pd.DataFrame(frame).copy()
-    for name, column in frame.items():
-        if pd.api.types.is_string_dtype(column.dtype) and column.isna().any():
-            frame[name] = pd.Categorical(column)
-    return frame

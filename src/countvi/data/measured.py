@@ -113,6 +113,10 @@ class MaskedSource(CountSource):
         """Whether the matrix is."""
         return self._source.in_memory
 
+    def sampled(self, n: int) -> NDArray[Any]:
+        """Return about ``n`` stored values from all over the matrix."""
+        return self._source.sampled(n)
+
     def take(self, rows: NDArray[np.integer]) -> CountBlock:
         """Read some rows; see :meth:`CountSource.take`."""
         block = self._source.take(rows)

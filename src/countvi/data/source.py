@@ -63,6 +63,10 @@ class CountSource(ABC):
             float32, row ``i`` is ``rows[i]``; shares no memory with the matrix.
         """
 
+    def sampled(self, n: int) -> NDArray[Any]:
+        """Return about ``n`` stored values from all over a matrix in memory; none of a file."""
+        return np.empty(0)
+
     def blocks(self, size: int = 1024) -> Iterator[CountBlock]:
         """Read all rows in order, ``size`` at a time."""
         for start in range(0, self.n_cells, size):
@@ -134,6 +138,10 @@ class InMemorySource(CountSource):
         if self._repeats:
             taken = sum_repeats(taken, part.shape[1])
         return to_block(taken, self._map, self.n_features)
+
+    def sampled(self, n: int) -> NDArray[Any]:
+        """Return about ``n`` stored values from all over the matrix."""
+        return self._matrix.data[:: max(1, len(self._matrix.data) // n)].copy()
 
 
 class RowReader(Protocol):
@@ -269,6 +277,10 @@ class UnpairedSource(CountSource):
     def in_memory(self) -> bool:
         """Whether the matrix is."""
         return self._source.in_memory
+
+    def sampled(self, n: int) -> NDArray[Any]:
+        """Return about ``n`` stored values from all over the matrix."""
+        return self._source.sampled(n)
 
     def take(self, rows: NDArray[np.integer]) -> CountBlock:
         """Read some rows; see :meth:`CountSource.take`."""

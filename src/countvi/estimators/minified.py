@@ -31,4 +31,4 @@ def minify_adata(
     view = self.view()
     self.training_fingerprint()  # of the counts, while they are here
     posterior = query.latent_posteriors(self.module, view.cells)
-    self.rebind(data_layer.minified(self.container(None), self.registry, posterior, view.dataset.patterns))
+    self.adata = data_layer.minified(self.container(None), self.registry, posterior, view.dataset.patterns)

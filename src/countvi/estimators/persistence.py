@@ -87,7 +87,7 @@ def _write_data(data: Container, folder: Path) -> None:
     # Not write_h5ad, which would turn the user's text columns into categories, and close the file behind a backed
     # AnnData while the model reads from it.
     with h5py.File(folder / files.DATA_FILE, "w") as file:
-        write_elem(file, "/", data)
+        write_elem(file, "/", data_layer.storable(data))
 
 
 def _read_data(folder: Path) -> Container | None:

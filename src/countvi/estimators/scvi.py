@@ -228,6 +228,10 @@ class SCVI(Estimator["SCVIModel"]):
         return self.options.gene_likelihood == "normal" and not self.options.log_variational
 
     @property
+    def _takes_fractions(self) -> bool:
+        return self.options.gene_likelihood == "normal"
+
+    @property
     def _unread_roles(self) -> frozenset[str]:
         return frozenset() if self.options.dispersion == "gene-label" else frozenset({"labels"})
 

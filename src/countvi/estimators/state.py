@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ import torch
 
 from countvi import data as data_layer
 from countvi import query, seeding
-from countvi.errors import MismatchError, NotSetUpError, NotTrainedError, OptionError
+from countvi.errors import DataError, DataWarning, MismatchError, NotSetUpError, NotTrainedError, OptionError
 from countvi.estimators.checked import CheckedCells
 from countvi.estimators.names import Indices, resolve_rows
 from countvi.estimators.options import WHOLE
@@ -128,8 +129,6 @@ class Fitted(ABC, Generic[M]):
 
     Attributes
     ----------
-    adata
-        The data of the model, or ``None`` after ``load`` without data.
     module
         The model itself, a :class:`torch.nn.Module`.
     registry
@@ -174,11 +173,14 @@ class Fitted(ABC, Generic[M]):
     ) -> None:
         """Bind data and build the model; ``restored``: saved weights follow; ``context``: see :meth:`_start`."""
         self.registry = registry
-        self.adata = adata
         self.seed = seeding.checked(seed)
         self.is_trained = False
         self.options: Any = self._parse(arguments, registry)
-        self.bound = self._bind(adata) if adata is not None else None
+        self._adata: Container | None = None
+        self._snapshot: data_layer.Snapshot | None = None
+        self.bound: data_layer.Dataset | None = None
+        if adata is not None:
+            self._take(adata, self._bind(adata))
         self.epochs: list[Row] = []
         self.split: data_layer.Split | None = None
         self.fingerprint: str | None = None
@@ -239,6 +241,11 @@ class Fitted(ABC, Generic[M]):
         return False
 
     @property
+    def _takes_fractions(self) -> bool:
+        """Whether values that are not whole numbers are meant."""
+        return False
+
+    @property
     def _unread_roles(self) -> frozenset[str]:
         """Roles of columns that this model does not read, so that other data need not have them."""
         return frozenset({"labels"})
@@ -281,9 +288,76 @@ class Fitted(ABC, Generic[M]):
         """Read data the way the model was set up."""
         return data_layer.bind(adata, self.registry, self._unread_roles)
 
-    def rebind(self, adata: Container) -> None:
-        """Make other data those of the model."""
-        self.bound, self.adata = self._bind(adata), adata
+    def _take(self, adata: Container, dataset: data_layer.Dataset) -> None:
+        self._adata, self.bound = adata, dataset
+        self._snapshot = data_layer.Snapshot.of(adata, dataset)
+
+    @property
+    def adata(self) -> Any:
+        """The data of the model, or ``None`` after ``load`` without data. Other data can be assigned.
+
+        They are read the way the model was set up: genes are matched by name, categories by value. A split into
+        training and held-out cells of other data does not apply to them and is dropped.
+        """
+        return self._adata
+
+    @adata.setter
+    def adata(self, adata: Container) -> None:
+        dataset = self._bind(adata)
+        self.training_fingerprint()  # of the data trained on, while they are here
+        if self.bound is not None and not dataset.obs_names.equals(self.bound.obs_names):
+            self.split = None
+        self._take(adata, dataset)
+
+    def _notice_changes(self) -> None:
+        """Read data again that were changed behind the model, and say so.
+
+        Raises
+        ------
+        DataError
+            If their counts were written over by values that are none.
+        """
+        if self.bound is None or self._snapshot is None or self._adata is None:
+            return
+        before, now = self._snapshot, data_layer.Snapshot.of(self._adata, self.bound)
+        same_cells, covariates = before.same_cells(now), before.changed_covariates(now)
+        counts = before.changed_counts(now)
+        if same_cells and not covariates and not counts:
+            return
+        if counts and before.whole and not now.whole:
+            message = (
+                f"The counts that this {type(self).__name__} reads were written over with values that are not whole "
+                "numbers, by sc.pp.normalize_total or sc.pp.log1p for instance: it reads them where they lie in your "
+                "AnnData, without a copy. Assign data that hold the counts, model.adata = ...; and keep counts in a "
+                "layer, adata.layers['counts'] = adata.X.copy(), which setup_anndata(layer='counts') reads."
+            )
+            raise DataError(message)
+        if not counts:
+            self.training_fingerprint()  # of the data trained on, while they are here
+        old, new = self.bound, self._bind(self._adata)
+        self._take(self._adata, new)
+        assert self._snapshot is not None
+        same_values = new.n_cells == old.n_cells and torch.equal(old.codes, new.codes)
+        same_values = same_values and torch.equal(old.continuous, new.continuous) and not counts
+        if same_cells and same_values:  # text that became categories, say
+            return
+        renamed = same_values and not before.changed_counts(self._snapshot)
+        if same_cells:
+            what = f"obs[{covariates[0]!r}] holds other values" if covariates else "counts were written over"
+        elif renamed:
+            what = "cells have other names"
+        else:
+            what = f"there are {new.n_cells:,} cells where there were {old.n_cells:,}"
+            what = what if new.n_cells != old.n_cells else "the cells are others, or in another order"
+        lost = ""
+        if not same_cells and not renamed and self.split is not None:
+            self.split = None
+            lost = " The split into training and held-out cells does not apply to them; train() draws a new one."
+        message = (
+            f"The data of this {type(self).__name__} were changed after it read them: {what}. It reads them as they "
+            f"are now.{lost}"
+        )
+        warnings.warn(message, DataWarning, stacklevel=4)
 
     @property
     def dataset(self) -> data_layer.Dataset:
@@ -297,6 +371,7 @@ class Fitted(ABC, Generic[M]):
         if self.bound is None:
             message = f"This {type(self).__name__} has no data: it was loaded without. Pass adata=... here, or to load."
             raise MismatchError(message)
+        self._notice_changes()
         return self.bound
 
     @property
@@ -308,7 +383,7 @@ class Fitted(ABC, Generic[M]):
         """Return the data given, or those of the model."""
         if adata is not None:
             return adata
-        assert self.dataset is not None and self.adata is not None
+        assert self.dataset is not None
         return self.adata
 
     def dataset_of(self, adata: Container | None) -> data_layer.Dataset:
@@ -333,7 +408,9 @@ class Fitted(ABC, Generic[M]):
             raise NotTrainedError(message)
         dataset = self.dataset_of(adata)
         chunk = WHOLE("batch_size", _QUERY_BATCH if batch_size is None else batch_size)
-        source = dataset if dataset is self.bound else CheckedCells(dataset, self._takes_negative)
+        source: query.BatchSource = dataset
+        if dataset is not self.bound:
+            source = CheckedCells(dataset, self._takes_negative, self._takes_fractions)
         return View(query.Cells(source, resolve_rows(indices, dataset.obs_names), chunk, self.device), dataset)
 
     def training_fingerprint(self) -> str | None:

@@ -405,6 +405,7 @@ def make_fabric(accelerator: str, devices: Any, strategy: str, precision: str, l
     ``"auto"`` takes an NVIDIA GPU if there is one, else the CPU: one device, in this process.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
@@ -419,8 +420,11 @@ def make_fabric(accelerator: str, devices: Any, strategy: str, precision: str, l
         if not hasattr(item, "log_metrics"):
             message = f"logger must be a Lightning Fabric logger (CSVLogger, say), or several; got {item!r}."
             raise OptionError(message)
+    alone = devices in ("auto", 1) and strategy == "auto"
     try:
         return Fabric(
+            # One device is one process, whatever a cluster's variables say of the job that it runs in.
+            plugins=[LightningEnvironment()] if alone else None,
             accelerator=accelerator,
             devices=1 if devices == "auto" else devices,
             strategy=strategy,
