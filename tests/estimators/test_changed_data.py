@@ -212,7 +212,7 @@ def test_a_mask_of_objects(mask: Any) -> None:
 def test_a_mask_with_missing_values_is_refused() -> None:
     model = fitted(cells())
     mask = pd.Series([True, np.nan] * 45, dtype=object)
-    with pytest.raises(countvi.errors.OptionError, match="missing .* for 45 cells"):
+    with pytest.raises(countvi.errors.OptionError, match=r"missing .* for 45 cells"):
         model.get_latent_representation(indices=mask)
 
 
