@@ -333,17 +333,17 @@ def _fit_in_process(
 
 
 def _explain(error: NonFiniteStep, data: Dataset) -> str:
-    offender = error.offender
+    at = error.at
     where = []
-    if offender.gene is not None and offender.modality is not None:
-        where.append(f"gene {data.registry.modality(offender.modality).feature_names[offender.gene]!r}")
+    if at.gene is not None and at.modality is not None:
+        where.append(f"gene {data.registry.modality(at.modality).feature_names[at.gene]!r}")
     if error.row is not None:
         where.append(f"cell {str(data.obs_names[error.row])!r}")
-    if offender.batch_code is not None and data.registry.columns[0].key is not None:
-        where.append(f"batch {data.registry.columns[0].categories[offender.batch_code]!r}")
+    if at.batch_code is not None and data.registry.columns[0].key is not None:
+        where.append(f"batch {data.registry.columns[0].categories[at.batch_code]!r}")
     place = f" ({', '.join(where)})" if where else ""
     return (
-        f"Training stopped in epoch {error.epoch}: {offender.quantity} is not finite{place}, and halving the "
+        f"Training stopped in epoch {error.epoch}: {at.quantity} is not finite{place}, and halving the "
         "learning rate "
         "repeatedly did not help. Look at the counts there; if they are right, train with a lower "
         f"plan_kwargs={{'lr': ...}} or with "

@@ -27,10 +27,10 @@ from countvi.train.companion import Companion
 from countvi.train.config import LoopConfig
 from countvi.train.descent import Cells, Descent
 from countvi.train.feed import Feed
-from countvi.train.guard import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_offender
 from countvi.train.history import Row, Tally, row_of, sums_of
 from countvi.train.layout import InOnePiece
 from countvi.train.recorded import Machinery, RecordedSteps, Timetable
+from countvi.train.rollback import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_non_finite
 from countvi.train.schedules import Plateau, Stopper
 from countvi.train.update import FusedUpdate
 
@@ -298,10 +298,10 @@ class _Run:
         self.state.n_rollbacks += 1
         give_up = hopeless or self.state.n_rollbacks > MAX_ROLLBACKS
         if give_up and batch is not None and noise is not None and where is not None:
-            offender = first_offender(self.model, batch, noise)
+            at = first_non_finite(self.model, batch, noise)
             self.snapshot.restore(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
             epoch, rows = where
-            raise NonFiniteStep(offender, epoch, None if offender.cell is None else int(rows[offender.cell]))  # type: ignore[index]
+            raise NonFiniteStep(at, epoch, None if at.cell is None else int(rows[at.cell]))  # type: ignore[index]
         self.snapshot.restore(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
         self.state.lr_scale *= 0.5
 
