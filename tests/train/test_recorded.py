@@ -66,7 +66,7 @@ def test_what_does_not_fit_stays_where_it_is():
 
 def unrecorded(run) -> RecordedSteps:
     """What a run on a GPU prepares, on the CPU."""
-    resident = run.feed.resident(CPU, run.dtype, 1e9)
+    resident = run.loader.resident(CPU, run.dtype, 1e9)
     machinery = Machinery(run.descent, run.parameters, run.optimizer, run.plan.gradient_clip_val)
     return RecordedSteps(machinery, resident, CPU, record=False)
 

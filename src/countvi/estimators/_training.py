@@ -23,10 +23,10 @@ from countvi.estimators._indices import resolve_rows
 from countvi.models._base import CountModel
 from countvi.nn import levels
 from countvi.train import (
+    BatchLoader,
     Callback,
     Companion,
     EarlyStopping,
-    Feed,
     FitResult,
     LoopConfig,
     NonFiniteStep,
@@ -304,7 +304,9 @@ Hooks = tuple[Sequence[Callback], Sequence[Companion]]
 """What is called beside the loop, and what is trained beside the model."""
 
 
-def run(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, hooks: Hooks, data: Dataset) -> FitResult:
+def run(
+    fabric: Fabric, model: CountModel, feed: BatchLoader, config: LoopConfig, hooks: Hooks, data: Dataset
+) -> FitResult:
     """Launch the loop, and name what went wrong.
 
     Raises
@@ -324,7 +326,7 @@ def run(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, hooks
 
 
 def _fit_in_process(
-    fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, hooks: Hooks
+    fabric: Fabric, model: CountModel, feed: BatchLoader, config: LoopConfig, hooks: Hooks
 ) -> tuple[dict[str, np.ndarray], list[Row], bool]:
     # A model sent to a process lies in memory that all of them share; each needs weights of its own to step on.
     result = fit(fabric, copy.deepcopy(model), feed, config, *hooks)

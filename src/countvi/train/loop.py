@@ -26,9 +26,9 @@ from countvi.train.checkpoint import RunState, read_checkpoint, signature, under
 from countvi.train.companion import Companion
 from countvi.train.config import LoopConfig
 from countvi.train.descent import Cells, Descent
-from countvi.train.feed import Feed
 from countvi.train.history import Row, Tally, row_of, sums_of
 from countvi.train.layout import InOnePiece
+from countvi.train.loader import BatchLoader
 from countvi.train.recorded import Machinery, RecordedSteps, Timetable
 from countvi.train.rollback import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_non_finite
 from countvi.train.schedules import Plateau, Stopper
@@ -66,7 +66,7 @@ class FitResult:
 def fit(
     fabric: Fabric,
     model: CountModel,
-    feed: Feed,
+    loader: BatchLoader,
     config: LoopConfig,
     callbacks: Sequence[Callback],
     companions: Sequence[Companion] = (),
@@ -79,7 +79,7 @@ def fit(
         Launched; says where and in which precision.
     model
         Trained in place (and, in other processes, returned through the result).
-    feed
+    loader
         Minibatches.
     config
         Epochs, schedules, stopping, checkpoints.
@@ -93,7 +93,7 @@ def fit(
     NonFiniteStep
         If steps stay non-finite however small the learning rate.
     """
-    return _Run(fabric, model, feed, config, callbacks if fabric.is_global_zero else (), companions).run()
+    return _Run(fabric, model, loader, config, callbacks if fabric.is_global_zero else (), companions).run()
 
 
 class _Run:
@@ -103,12 +103,12 @@ class _Run:
         self,
         fabric: Fabric,
         model: CountModel,
-        feed: Feed,
+        loader: BatchLoader,
         config: LoopConfig,
         callbacks: Sequence[Callback],
         companions: Sequence[Companion],
     ) -> None:
-        self.fabric, self.feed, self.config, self.callbacks = fabric, feed, config, callbacks
+        self.fabric, self.loader, self.config, self.callbacks = fabric, loader, config, callbacks
         self.companions = companions
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.dtype = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
@@ -126,11 +126,11 @@ class _Run:
         )
         for companion in companions:
             companion.begin(fabric.device, self.dtype)
-        objective = Objective(n_cells=feed.n_train, annealed=model.annealed)
+        objective = Objective(n_cells=loader.n_train, annealed=model.annealed)
         self.descent = self._wrap(Descent(model, objective, companions))
         alone_on_cpu = isinstance(self.descent, Descent) and fabric.device.type == "cpu"
         self.update = FusedUpdate(self.optimizer) if alone_on_cpu else self.optimizer.step
-        self.n_steps = feed.n_steps(self.world)
+        self.n_steps = loader.n_steps(self.world)
         total = self.n_steps * config.max_epochs
         self.learning_rate = self.plan.learning_rate(total)
         self.kl_weight = self.plan.kl_weight(total, self.n_steps, restarted=config.first_epoch > 0)
@@ -142,7 +142,7 @@ class _Run:
         device = self.fabric.device
         if device.type != "cuda" or not isinstance(self.descent, Descent) or self.companions:
             return None
-        resident = self.feed.resident(device, self.dtype, RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])
+        resident = self.loader.resident(device, self.dtype, RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])
         if resident is None:
             return None
         machinery = Machinery(self.descent, self.parameters, self.optimizer, self.plan.gradient_clip_val)
@@ -179,8 +179,8 @@ class _Run:
             **({"companions": [type(companion).__name__ for companion in self.companions]} if self.companions else {}),
             "precision": self.fabric._precision.precision,
             "processes": self.world,
-            "training cells": self.feed.n_train,
-            "held-out cells": self.feed.n_validation,
+            "training cells": self.loader.n_train,
+            "held-out cells": self.loader.n_validation,
             "model": signature(self.model),
         }
 
@@ -221,7 +221,7 @@ class _Run:
         if tally is None:
             tally = Tally()
             with seeding.forked(dropout, device):
-                for rows, batch in self.feed.train(epoch, self.rank, self.world):
+                for rows, batch in self.loader.train(epoch, self.rank, self.world):
                     self.step(batch.to(device, self.dtype), noise, tally, (epoch, rows))
         if not self._all_agree(all_finite(self.model)):
             self.roll_back()
@@ -230,7 +230,7 @@ class _Run:
         due = (
             self.state.epochs_done % config.check_val_every_n_epoch == 0 or self.state.epochs_done == config.max_epochs
         )
-        validation = self.validate() if due and self.feed.n_validation else None
+        validation = self.validate() if due and self.loader.n_validation else None
         extra = {
             "kl_weight": self.kl_weight(self.state.steps_done - 1),
             "lr": self._rate(self.state.steps_done - 1),
@@ -246,7 +246,7 @@ class _Run:
         """
         if self.recorded is None:
             return None
-        rows = self.feed.order(epoch)
+        rows = self.loader.order(epoch)
         steps = range(self.state.steps_done, self.state.steps_done + len(rows))
         rates, kl_weights = [self._rate(step) for step in steps], [self.kl_weight(step) for step in steps]
         with seeding.forked(dropout, self.fabric.device):
@@ -311,7 +311,7 @@ class _Run:
         self.model.eval()
         noise = seeding.generator(self.config.seed, _VALIDATION, self.rank, device=self.fabric.device)
         tally = Tally()
-        for batch in self.feed.validation(self.rank, self.world):
+        for batch in self.loader.validation(self.rank, self.world):
             elbo = self.model.elbo(batch.to(self.fabric.device, self.dtype), noise)
             tally.add(sums_of(elbo), batch.n_cells)
         return self._means(tally)
@@ -351,7 +351,7 @@ class _Run:
         watched = {"plan_kwargs['lr_scheduler_metric']": self.plan.lr_scheduler_metric if self.state.plateau else None}
         if self.config.early_stopping is not None:
             watched["early_stopping_monitor"] = self.config.early_stopping.monitor
-        validated = self.feed.n_validation == 0 or "elbo_validation" in row
+        validated = self.loader.n_validation == 0 or "elbo_validation" in row
         for name, column in watched.items():
             if column is not None and column not in row and validated:
                 choose(name, column, dict.fromkeys(row))
