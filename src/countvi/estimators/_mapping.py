@@ -15,7 +15,7 @@ from countvi.nn.surgery import Freezing, adopt, freeze
 if TYPE_CHECKING:
     from countvi.data.container import Container
     from countvi.estimators._base import CountEstimator
-    from countvi.models._base import CountModel
+    from countvi.models.count_model import CountModel
 
     E = TypeVar("E", bound=CountEstimator)
 

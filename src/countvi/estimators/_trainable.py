@@ -18,7 +18,7 @@ from countvi.estimators import _persistence, _training
 from countvi.estimators._checked import CheckedCells
 from countvi.estimators._describe import describe, print_setup
 from countvi.estimators._indices import Indices, resolve_rows
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.train import Callback, Companion, EarlyStopping, Row, TrainingPlan, progress_callback
 
 if TYPE_CHECKING:

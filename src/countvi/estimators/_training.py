@@ -20,7 +20,7 @@ from countvi.data import Dataset, Split, make_split, split_from_indices
 from countvi.errors import NonFiniteError, OptionError, shorten
 from countvi.estimators._feed import DatasetFeed
 from countvi.estimators._indices import resolve_rows
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.nn import levels
 from countvi.train import (
     BatchLoader,

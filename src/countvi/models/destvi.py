@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from countvi.batch import RNA, Batch, Design
 from countvi.likelihoods import MixedRate, RateShapeNegativeBinomial
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.nn.latent import Point
 from countvi.nn.library import ObservedLibrary
 from countvi.nn.linear import Head

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from countvi.batch import Batch, CountBlock, Design
 from countvi.likelihoods import AmbientRate, GammaPoisson
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.nn.joint import JointEncoder
 from countvi.nn.latent import Gaussian, Latent, side_by_side
 from countvi.nn.levels import Taught, taught

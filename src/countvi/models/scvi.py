@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from countvi.batch import RNA, Batch, Design
 from countvi.likelihoods import CountLikelihood, Rate
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Latent
 from countvi.nn.library import Library

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from countvi.batch import PROTEIN, RNA, Batch, Design
 from countvi.likelihoods import CountLikelihood, MixtureRate, NegativeBinomialMixture, Rate
-from countvi.models._base import Conditional, CountModel
+from countvi.models.count_model import Conditional, CountModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Latent
 from countvi.nn.levels import Taught, taught

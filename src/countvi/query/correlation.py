@@ -19,7 +19,7 @@ from countvi import seeding
 from countvi.batch import RNA
 from countvi.errors import choose
 from countvi.likelihoods import CountLikelihood, NegativeBinomialMixture
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, posterior, under
 from countvi.query.scratch import scratch

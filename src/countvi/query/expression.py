@@ -15,7 +15,7 @@ from countvi import seeding
 from countvi.batch import RNA, Batch, Design
 from countvi.errors import OptionError
 from countvi.likelihoods import AmbientRate, CountRate
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, Sink, Writable, evaluation
 from countvi.query.draws import (
     Counterfactual,

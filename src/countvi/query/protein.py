@@ -16,7 +16,7 @@ from countvi import seeding
 from countvi.batch import PROTEIN, RNA, Design
 from countvi.errors import OptionError
 from countvi.likelihoods import MixtureRate
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, Sink, Writable, evaluation
 from countvi.query.draws import (
     Counterfactual,

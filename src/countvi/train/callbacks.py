@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from dataclasses import dataclass
 
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.train.history import Row
 
 

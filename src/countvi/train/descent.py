@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from countvi.batch import Batch
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.models.objective import Objective
 from countvi.train.companion import Companion
 from countvi.train.history import sums_of

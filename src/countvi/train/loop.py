@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from countvi import seeding
 from countvi.batch import Batch
 from countvi.errors import TrainingWarning, choose
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.models.objective import Objective
 from countvi.train.callbacks import Callback, Progress
 from countvi.train.checkpoint import RunState, read_checkpoint, signature, under, write_checkpoint

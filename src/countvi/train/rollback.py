@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from countvi.batch import Batch, CountBlock
 from countvi.likelihoods import CountLikelihood
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 
 MAX_ROLLBACKS = 8
 """Halvings of the learning rate before the run is given up: a factor of 256."""
