@@ -15,7 +15,7 @@ class _View(NamedTuple):
     view: Callable[[Tensor], Tensor] | None
 
 
-class InOnePiece:
+class ContiguousParameters:
     """The parameters of a model, each contiguous and free to move.
 
     Some weights are stored as the transpose of a contiguous matrix. torch's fused optimisers copy such a parameter, its

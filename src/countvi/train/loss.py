@@ -14,14 +14,14 @@ from countvi.train.companion import Companion
 from countvi.train.history import sums_of
 
 
-class Cells:
+class StepInput:
     """Arguments of a step. Fabric takes collections apart to look for tensors; this object it passes on untouched."""
 
     def __init__(self, batch: Batch, noise: torch.Generator, kl_weight: float | Tensor) -> None:
         self.batch, self.noise, self.kl_weight = batch, noise, kl_weight
 
 
-class Descent(nn.Module):
+class LossModule(nn.Module):
     """The loss of a minibatch: what Fabric wraps for mixed precision and several processes."""
 
     def __init__(self, model: CountModel, objective: Objective, companions: Sequence[Companion]) -> None:
@@ -30,11 +30,11 @@ class Descent(nn.Module):
         self.objective = objective
         self.companions = tuple(companions)
 
-    def forward(self, cells: Cells) -> tuple[Tensor, tuple[tuple[str, ...], Tensor]]:
+    def forward(self, step: StepInput) -> tuple[Tensor, tuple[tuple[str, ...], Tensor]]:
         """Return the loss, and sums over cells for the history."""
-        elbo = self.model.elbo(cells.batch, cells.noise)
-        loss = self.objective.loss(elbo, cells.kl_weight)
+        elbo = self.model.elbo(step.batch, step.noise)
+        loss = self.objective.loss(elbo, step.kl_weight)
         for companion in self.companions:
-            assert isinstance(cells.kl_weight, float), "companions are not recorded"
-            loss = loss + companion.penalty(elbo, cells.batch, cells.kl_weight)
+            assert isinstance(step.kl_weight, float), "companions are not recorded"
+            loss = loss + companion.penalty(elbo, step.batch, step.kl_weight)
         return loss, sums_of(elbo)
