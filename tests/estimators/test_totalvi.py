@@ -224,7 +224,7 @@ def test_a_hidden_protein_is_imputed():
     hidden = (adata.obs["batch"] == "b").to_numpy()
     adata.obsm["protein"].iloc[hidden, [0, 4]] = np.nan
     model = fitted(adata, 25)
-    assert model._companions(), "missing proteins switch the classifier on"
+    assert model._adversary() is not None, "missing proteins switch the classifier on"
     _, protein = model.get_normalized_expression(n_samples=5, transform_batch="a", include_protein_background=True)
     for column in (0, 4):
         r = np.corrcoef(np.log1p(protein.to_numpy()[hidden, column]), np.log1p(truth[hidden, column]))[0, 1]

@@ -19,7 +19,7 @@ from countvi.estimators._checked import CheckedCells
 from countvi.estimators._describe import describe, print_setup
 from countvi.estimators._indices import Indices, resolve_rows
 from countvi.models.count_model import CountModel
-from countvi.train import Callback, Companion, EarlyStopping, Row, TrainingPlan, progress_callback
+from countvi.train import BatchAdversary, Callback, EarlyStopping, Row, TrainingPlan, progress_callback
 
 if TYPE_CHECKING:
     from typing import Self
@@ -229,7 +229,7 @@ class Trainable(ABC):
             plan=TrainingPlan.from_kwargs(plan_kwargs, gradient_clip_val=gradient_clip_val),
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             resume=resume,
-            companions=self._companions(),
+            adversary=self._adversary(),
             relative_length=self._relative_length(),
         )
         fabric = _training.make_fabric(accelerator, devices, strategy, precision, logger)
@@ -246,9 +246,9 @@ class Trainable(ABC):
         self._fingerprint = None  # of the data trained on; computed when it is needed, as it reads them all
         self.is_trained = True
 
-    def _companions(self) -> Sequence[Companion]:
-        """What is trained beside the model."""
-        return ()
+    def _adversary(self) -> BatchAdversary | None:
+        """The classifier that is trained against the model."""
+        return None
 
     def _relative_length(self) -> float:
         """Epochs of a run that names none, as a multiple of those that the number of cells asks for."""

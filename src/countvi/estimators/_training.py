@@ -23,9 +23,9 @@ from countvi.estimators._indices import resolve_rows
 from countvi.models.count_model import CountModel
 from countvi.nn import levels
 from countvi.train import (
+    BatchAdversary,
     BatchLoader,
     Callback,
-    Companion,
     EarlyStopping,
     FitResult,
     LoopConfig,
@@ -157,7 +157,7 @@ class TrainRequest:
     plan: TrainingPlan
     checkpoint_dir: Path | None
     resume: bool
-    companions: Sequence[Companion] = ()
+    adversary: BatchAdversary | None = None
     relative_length: float = 1.0
     """Epochs of a run that names none, as a multiple of those that the number of cells asks for."""
 
@@ -222,8 +222,9 @@ def train(
         checkpoint_dir=request.checkpoint_dir,
         resume=request.resume,
         data=_cut(dataset, split, request.batch_size) if request.checkpoint_dir else "",
+        adversary=request.adversary,
     )
-    return split, run(fabric, model, feed, config, (callbacks, request.companions), dataset)
+    return split, run(fabric, model, feed, config, callbacks, dataset)
 
 
 def fill_untaught(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:
@@ -300,12 +301,13 @@ def _make_folder(path: Path) -> None:
         raise OptionError(message) from error
 
 
-Hooks = tuple[Sequence[Callback], Sequence[Companion]]
-"""What is called beside the loop, and what is trained beside the model."""
-
-
 def run(
-    fabric: Fabric, model: CountModel, feed: BatchLoader, config: LoopConfig, hooks: Hooks, data: Dataset
+    fabric: Fabric,
+    model: CountModel,
+    feed: BatchLoader,
+    config: LoopConfig,
+    callbacks: Sequence[Callback],
+    data: Dataset,
 ) -> FitResult:
     """Launch the loop, and name what went wrong.
 
@@ -316,9 +318,9 @@ def run(
     """
     try:
         if fabric.strategy.launcher is None:
-            return fit(fabric, model, feed, config, *hooks)
+            return fit(fabric, model, feed, config, callbacks)
         # A partial, because Fabric would take arguments apart to look for modules.
-        work = partial(_fit_in_process, model=model, feed=feed, config=config, hooks=hooks)
+        work = partial(_fit_in_process, model=model, feed=feed, config=config, callbacks=callbacks)
         weights, rows, stopped_early = fabric.launch(work)
         return FitResult({name: torch.as_tensor(array) for name, array in weights.items()}, rows, stopped_early)
     except NonFiniteStep as error:
@@ -326,10 +328,10 @@ def run(
 
 
 def _fit_in_process(
-    fabric: Fabric, model: CountModel, feed: BatchLoader, config: LoopConfig, hooks: Hooks
+    fabric: Fabric, model: CountModel, feed: BatchLoader, config: LoopConfig, callbacks: Sequence[Callback]
 ) -> tuple[dict[str, np.ndarray], list[Row], bool]:
     # A model sent to a process lies in memory that all of them share; each needs weights of its own to step on.
-    result = fit(fabric, copy.deepcopy(model), feed, config, *hooks)
+    result = fit(fabric, copy.deepcopy(model), feed, config, callbacks)
     # Tensors sent back would live in shared memory that goes with the process; arrays are copied.
     return {name: tensor.numpy() for name, tensor in result.weights.items()}, result.rows, result.stopped_early
 

@@ -18,7 +18,7 @@ from countvi.estimators._indices import Indices, resolve_rows
 from countvi.estimators._passing import passes_on_to
 from countvi.estimators._proteins import ProteinEstimator
 from countvi.estimators._trainable import Trainable
-from countvi.train import BatchAdversary, Companion
+from countvi.train import BatchAdversary
 from countvi.train.config import plan_entries, with_peak
 
 if TYPE_CHECKING:
@@ -362,10 +362,10 @@ class TOTALVI(ProteinEstimator):
         plan = plan_entries(plan_kwargs, lr=lr, reduce_lr_on_plateau=reduce_lr_on_plateau, **warmup)
         super().train(max_epochs, batch_size=batch_size, plan_kwargs=with_peak(plan, _PEAK), **arguments)
 
-    def _companions(self) -> Sequence[Companion]:
+    def _adversary(self) -> BatchAdversary | None:
         if self._adversary_scale == 0.0:
-            return ()
-        return (BatchAdversary(self.module.n_latent, self.registry.batch, self._adversary_scale, self.seed),)
+            return None
+        return BatchAdversary(self.module.n_latent, self.registry.batch, self._adversary_scale, self.seed)
 
     def _build(self, dataset: data_layer.Dataset | None) -> TOTALVIModel:
         if dataset is None or self._loaded:

@@ -1,7 +1,7 @@
 """Training: one loop for every model."""
 
+from countvi.train.adversary import BatchAdversary
 from countvi.train.callbacks import Callback, Progress
-from countvi.train.companion import BatchAdversary, Companion
 from countvi.train.config import EarlyStopping, LoopConfig, TrainingPlan, default_max_epochs, scvi_tools_plan
 from countvi.train.history import Row
 from countvi.train.loader import BatchLoader
@@ -14,7 +14,6 @@ __all__ = [
     "BatchAdversary",
     "BatchLoader",
     "Callback",
-    "Companion",
     "EarlyStopping",
     "FitResult",
     "LoopConfig",

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +23,7 @@ from countvi.errors import TrainingWarning, choose
 from countvi.models.count_model import CountModel
 from countvi.models.objective import Objective
 from countvi.train.callbacks import Callback, Progress
-from countvi.train.checkpoint import RunState, read_checkpoint, signature, under, write_checkpoint
-from countvi.train.companion import Companion
+from countvi.train.checkpoint import RunState, read_checkpoint, signature, write_checkpoint
 from countvi.train.config import LoopConfig
 from countvi.train.cuda_graph import CudaGraphSteps, EpochSchedule, StepParts
 from countvi.train.history import EpochSums, Row, row_of, sums_of
@@ -69,7 +69,6 @@ def fit(
     loader: BatchLoader,
     config: LoopConfig,
     callbacks: Sequence[Callback],
-    companions: Sequence[Companion] = (),
 ) -> FitResult:
     """Train a model.
 
@@ -85,15 +84,13 @@ def fit(
         Epochs, schedules, stopping, checkpoints.
     callbacks
         Called in the first process only.
-    companions
-        Trained beside the model.
 
     Raises
     ------
     NonFiniteStep
         If steps stay non-finite however small the learning rate.
     """
-    return _Run(fabric, model, loader, config, callbacks if fabric.is_global_zero else (), companions).run()
+    return _Run(fabric, model, loader, config, callbacks if fabric.is_global_zero else ()).run()
 
 
 class _Run:
@@ -106,10 +103,9 @@ class _Run:
         loader: BatchLoader,
         config: LoopConfig,
         callbacks: Sequence[Callback],
-        companions: Sequence[Companion],
     ) -> None:
         self.fabric, self.loader, self.config, self.callbacks = fabric, loader, config, callbacks
-        self.companions = companions
+        self.adversary = config.adversary
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.dtype = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
         self.model = model.to(device=fabric.device, dtype=self.dtype)
@@ -124,12 +120,10 @@ class _Run:
             fused=fabric.device.type in ("cpu", "cuda"),
             capturable=fabric.device.type == "cuda",
         )
-        for companion in companions:
-            companion.begin(fabric.device, self.dtype)
+        if self.adversary is not None:
+            self.adversary.begin(fabric.device, self.dtype)
         objective = Objective(n_cells=loader.n_train, annealed=model.annealed)
-        self.loss_module = self._wrap(LossModule(model, objective, companions))
-        alone_on_cpu = isinstance(self.loss_module, LossModule) and fabric.device.type == "cpu"
-        self.update = FusedUpdate(self.optimizer) if alone_on_cpu else self.optimizer.step
+        self.loss_module, self.update = self._wrap(LossModule(model, objective, self.adversary))
         self.n_steps = loader.n_steps(self.world)
         total = self.n_steps * config.max_epochs
         self.learning_rate = self.plan.learning_rate(total)
@@ -140,7 +134,7 @@ class _Run:
     def _record(self) -> CudaGraphSteps | None:
         """Prepare steps on a GPU that nothing is read back from, where all cells fit there; else ``None``."""
         device = self.fabric.device
-        if device.type != "cuda" or not isinstance(self.loss_module, LossModule) or self.companions:
+        if device.type != "cuda" or not isinstance(self.loss_module, LossModule) or self.adversary:
             return None
         resident = self.loader.resident(device, self.dtype, RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])
         if resident is None:
@@ -148,12 +142,14 @@ class _Run:
         parts = StepParts(self.loss_module, self.parameters, self.optimizer, self.plan.gradient_clip_val)
         return CudaGraphSteps(parts, resident, device, record=True)
 
-    def _wrap(self, step: LossModule) -> nn.Module:
+    def _wrap(self, module: LossModule) -> tuple[nn.Module, Callable[[], object]]:
+        """Return what gives the loss, and what moves the parameters."""
         # On one device in full precision Fabric's wrapper does nothing but cost about 0.2 ms per step.
         if self.world == 1 and self.fabric._precision.precision in ("32-true", "64-true"):
-            return step
-        wrapped, self.optimizer = self.fabric.setup(step, self.optimizer)
-        return wrapped
+            return module, FusedUpdate(self.optimizer) if self.fabric.device.type == "cpu" else self.optimizer.step
+        wrapped, optimizer = self.fabric.setup(module, self.optimizer)
+        self.optimizer = optimizer.optimizer
+        return wrapped, optimizer.step
 
     def _start(self) -> RunState:
         fresh = RunState(
@@ -166,17 +162,14 @@ class _Run:
         )
         if self.config.checkpoint_dir is None or not self.config.resume:
             return fresh
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        found = read_checkpoint(self.config.checkpoint_dir, self._identity(), self.model, optimizer)
-        if found is not None:
-            for i, companion in enumerate(self.companions):
-                companion.resume(under(found.companions, f"{i}/"))
+        found = read_checkpoint(self.config.checkpoint_dir, self._identity(), self.model, self.optimizer)
+        if found is not None and self.adversary is not None:
+            self.adversary.resume(found.adversary)
         return found or fresh
 
     def _identity(self) -> dict[str, Any]:
         return {
             **self.config.identity(),
-            **({"companions": [type(companion).__name__ for companion in self.companions]} if self.companions else {}),
             "precision": self.fabric._precision.precision,
             "processes": self.world,
             "training cells": self.loader.n_train,
@@ -258,7 +251,7 @@ class _Run:
         self.snapshot.restore(self.model, self.optimizer)
         return None
 
-    def step(self, batch: Batch, noise: torch.Generator, sums: EpochSums, where: tuple[int, object]) -> None:
+    def step(self, batch: Batch, noise: torch.Generator, sums: EpochSums, where: tuple[int, np.ndarray]) -> None:
         """Descend once, or roll back if the loss is not finite."""
         kl_weight = self.kl_weight(self.state.steps_done)
         loss, terms = self.loss_module(StepInput(batch, noise, kl_weight))
@@ -266,7 +259,8 @@ class _Run:
         self.parameters.clear_gradients()
         finite = self._all_agree(math.isfinite(value))
         if not finite:
-            self.roll_back(batch, noise, where, hopeless=self._is_last_step() and not self._has_stepped(sums))
+            hopeless = self._is_last_step() and not self._has_stepped(sums)
+            self.roll_back((batch, noise, *where), hopeless=hopeless)
         else:
             # A finite loss need not have seen every parameter: a batch may have no cells here.
             if self.state.steps_done % SNAPSHOT_EVERY == 0 and all_finite(self.model):
@@ -281,28 +275,32 @@ class _Run:
             if self.plan.gradient_clip_val is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters.seen, self.plan.gradient_clip_val)
             self.update()
-            for companion in self.companions:
-                companion.learn()
+            if self.adversary is not None:
+                self.adversary.learn()
             sums.add(terms, batch.n_cells, value)
         self.state.steps_done += 1
 
     def roll_back(
-        self,
-        batch: Batch | None = None,
-        noise: torch.Generator | None = None,
-        where: tuple[int, object] | None = None,
-        *,
-        hopeless: bool = False,
+        self, failed: tuple[Batch, torch.Generator, int, np.ndarray] | None = None, *, hopeless: bool = False
     ) -> None:
-        """Go back to the last good state and halve the learning rate; give up after a number of times."""
+        """Go back to the last good state and halve the learning rate; give up after a number of times.
+
+        Parameters
+        ----------
+        failed
+            Minibatch, noise, epoch and rows of the step that failed; ``None`` if it is not known which did.
+        hopeless
+            Give up at once.
+        """
         self.state.n_rollbacks += 1
-        give_up = hopeless or self.state.n_rollbacks > MAX_ROLLBACKS
-        if give_up and batch is not None and noise is not None and where is not None:
+        error = None
+        if failed is not None and (hopeless or self.state.n_rollbacks > MAX_ROLLBACKS):
+            batch, noise, epoch, rows = failed
             at = first_non_finite(self.model, batch, noise)
-            self.snapshot.restore(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
-            epoch, rows = where
-            raise NonFiniteStep(at, epoch, None if at.cell is None else int(rows[at.cell]))  # type: ignore[index]
-        self.snapshot.restore(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
+            error = NonFiniteStep(at, epoch, None if at.cell is None else int(rows[at.cell]))
+        self.snapshot.restore(self.model, self.optimizer)
+        if error is not None:
+            raise error
         self.state.lr_scale *= 0.5
 
     @torch.no_grad()
@@ -377,10 +375,8 @@ class _Run:
 
     def _write_checkpoint(self) -> None:
         if self.config.checkpoint_dir is not None and self.fabric.is_global_zero:
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-            parts = [(f"{i}/", companion.state()) for i, companion in enumerate(self.companions)]
-            self.state.companions = {at + name: tensor for at, part in parts for name, tensor in part.items()}
-            write_checkpoint(self.config.checkpoint_dir, self._identity(), self.state, self.model, optimizer)
+            self.state.adversary = {} if self.adversary is None else self.adversary.state()
+            write_checkpoint(self.config.checkpoint_dir, self._identity(), self.state, self.model, self.optimizer)
 
     def _call(self, hook: str, progress: Progress) -> None:
         for callback in self.callbacks:
