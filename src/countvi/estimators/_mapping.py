@@ -35,9 +35,9 @@ class Mapped:
     known: tuple[int, ...]
     freezing: Freezing
 
-    def hold(self, module: CountModel) -> None:
-        """Hold what the reference knows, in training from now on."""
-        module.moving_rows = freeze(module, self.known, self.freezing)
+    def hold(self, module: CountModel) -> dict[str, tuple[slice, ...]]:
+        """Hold what the reference knows; return the rows that may move all the same, by name of the parameter."""
+        return freeze(module, self.known, self.freezing)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -230,6 +230,7 @@ class Trainable(ABC):
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             resume=resume,
             adversary=self._adversary(),
+            moving_rows={} if self._mapped is None else self._mapped.hold(self.module),
             relative_length=self._relative_length(),
         )
         fabric = _training.make_fabric(accelerator, devices, strategy, precision, logger)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,6 +158,7 @@ class TrainRequest:
     checkpoint_dir: Path | None
     resume: bool
     adversary: BatchAdversary | None = None
+    moving_rows: Mapping[str, tuple[slice, ...]] = field(default_factory=dict)
     relative_length: float = 1.0
     """Epochs of a run that names none, as a multiple of those that the number of cells asks for."""
 
@@ -223,6 +224,7 @@ def train(
         resume=request.resume,
         data=_cut(dataset, split, request.batch_size) if request.checkpoint_dir else "",
         adversary=request.adversary,
+        moving_rows=request.moving_rows,
     )
     return split, run(fabric, model, feed, config, callbacks, dataset)
 

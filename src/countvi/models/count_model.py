@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
@@ -39,9 +38,6 @@ class CountModel(nn.Module, ABC):
     A subclass defines a NamedTuple of its latent variables, named by the paper's letters. ``guide`` and ``prior``
     return it filled with distributions, ``generate`` takes it filled with tensors.
     """
-
-    moving_rows: Mapping[str, tuple[slice, ...]] = MappingProxyType({})
-    """Rows that training may change, for parameters of which it may change some only; by name of the parameter."""
 
     annealed: ClassVar[frozenset[str]] = frozenset({"z"})
     """Latent variables whose KL term is weighted during warm-up."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,8 @@ class LoopConfig:
         What identifies the data and how they are cut into minibatches; a run is only resumed on the same.
     adversary
         The classifier to train against the model, or ``None``.
+    moving_rows
+        Rows that training may change, for parameters of which it may change some only; by name of the parameter.
     """
 
     max_epochs: int
@@ -291,6 +293,7 @@ class LoopConfig:
     resume: bool = False
     data: str = ""
     adversary: BatchAdversary | None = None
+    moving_rows: Mapping[str, tuple[slice, ...]] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued, as JSON values."""

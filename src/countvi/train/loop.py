@@ -111,7 +111,7 @@ class _Run:
         self.model = model.to(device=fabric.device, dtype=self.dtype)
         self.plan = config.plan
         moving = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-        self.parameters = ContiguousParameters(moving, model.moving_rows)
+        self.parameters = ContiguousParameters(moving, config.moving_rows)
         self.optimizer = _OPTIMIZERS[self.plan.optimizer](
             self.parameters.seen,
             lr=self.plan.peak_lr,
