@@ -14,7 +14,7 @@ from countvi.data import Dataset, Registry
 from countvi.errors import OptionError, choose
 from countvi.estimators._build import LibraryMoments, observation_of
 from countvi.estimators._protein_start import ProteinStart
-from countvi.models.totalvi import N_TRUNKS, ProteinDecoder
+from countvi.models.totalvi import N_TRUNKS
 from countvi.models.totalvi import TOTALVI as TOTALVIModel
 from countvi.nn import encoder, library, linear, mlp, observation
 from countvi.nn.protein import WITHOUT_DATA, BackgroundPrior, Efficiency
@@ -179,7 +179,7 @@ def build_totalvi(options: TOTALVIOptions, registry: Registry, start: Start) -> 
     )
 
 
-def _protein(options: TOTALVIOptions, registry: Registry, start: Start, n_wide: int) -> ProteinDecoder:
+def _protein(options: TOTALVIOptions, registry: Registry, start: Start, n_wide: int) -> observation.ProteinDecoder:
     n_proteins, factors = registry.modality(PROTEIN).n_features, (registry.batch, *registry.categorical)
     log_phi: observation.Dispersion
     if options.protein_dispersion == "protein":
@@ -199,7 +199,7 @@ def _protein(options: TOTALVIOptions, registry: Registry, start: Start, n_wide: 
         if begin.alpha is not None and begin.pi_logits is not None:
             heads["alpha"].bias.copy_(begin.alpha - 1.0)
             heads["pi"].bias.copy_(begin.pi_logits)
-    return ProteinDecoder(
+    return observation.ProteinDecoder(
         **heads,
         log_phi=log_phi,
         prior=BackgroundPrior(registry.panel, start.loc, start.scale),

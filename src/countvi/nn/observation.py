@@ -15,6 +15,7 @@ from torch.nn import functional
 from countvi.batch import Design, Factor
 from countvi.likelihoods import (
     CountLikelihood,
+    MixtureRate,
     NegativeBinomial,
     Normal,
     Poisson,
@@ -24,9 +25,13 @@ from countvi.likelihoods import (
     ZeroInflatedNegativeBinomial,
 )
 from countvi.nn.levels import ByLevel
-from countvi.nn.linear import Head, head
+from countvi.nn.linear import Head, LastLayer, head
+from countvi.nn.protein import BackgroundPrior, Efficiency
 from countvi.ops import Link
 from countvi.typing import Cells
+
+# Keeps the posterior of a background from collapsing onto a point.
+_MIN_SCALE = 1e-8
 
 
 class PerGene(nn.Module):
@@ -172,3 +177,62 @@ class ObserveMeanDispersion(nn.Module):
 
 CountsGivenState = ObserveRateShape | ObserveMeanDispersion
 """How a decoded state within a type makes counts."""
+
+
+class ProteinDecoder(nn.Module):
+    r"""How a decoded cell becomes the counts of its proteins.
+
+    Parameters
+    ----------
+    loc, scale
+        Last layers of :math:`q(\log\beta \mid z, s)`: its mean, and its standard deviation without the link.
+    alpha
+        Last layer of :math:`g_\alpha`, without the link.
+    pi
+        Last layer of :math:`h_\pi`, without the link.
+    log_phi
+        :math:`\log\phi`.
+    prior
+        :math:`c` and :math:`d`.
+    exponential
+        Whether the link of the standard deviation is the exponential; otherwise it is the softplus.
+    efficiency
+        :math:`e`; ``None`` for one.
+    """
+
+    def __init__(
+        self,
+        *,
+        loc: LastLayer,
+        scale: LastLayer,
+        alpha: LastLayer,
+        pi: LastLayer,
+        log_phi: Dispersion,
+        prior: BackgroundPrior,
+        exponential: bool = False,
+        efficiency: Efficiency | None = None,
+    ) -> None:
+        super().__init__()
+        self.loc = loc
+        self.scale = scale
+        self.alpha = alpha
+        self.pi = pi
+        self.log_phi = log_phi
+        self.prior = prior
+        self.exponential = exponential
+        self.efficiency = efficiency
+
+    def rate(
+        self, background: Tensor, foreground: Tensor, mixing: Tensor, epsilon: Tensor, design: Design
+    ) -> MixtureRate:
+        """Return both means from the hidden units of three trunks and from epsilon ``(*samples, cells, proteins)``."""
+        loc, scale = self.loc(background), self.scale(background)
+        scale = scale.exp() if self.exponential else functional.softplus(scale) + _MIN_SCALE
+        return MixtureRate(
+            log_beta=loc + scale * epsilon,
+            loc=loc,
+            scale_of_log=scale,
+            log_alpha=functional.relu(self.alpha(foreground)).log1p(),
+            pi_logits=self.pi(mixing),
+            log_efficiency=None if self.efficiency is None else self.efficiency(design),
+        )
