@@ -13,6 +13,7 @@ from countvi import seeding
 from countvi.batch import Batch, CountBlock, Design, Factor
 from countvi.models.regularized import Modality, Regularized
 from countvi.nn.encoder import GaussianEncoder
+from countvi.nn.initial_values import start_from_counts
 from countvi.nn.joint import (
     CellWeights,
     Concatenated,
@@ -26,7 +27,6 @@ from countvi.nn.library import LibraryPrior, ResidualLibrary
 from countvi.nn.linear import CovariateFeatures
 from countvi.nn.mlp import Mlp, MlpConfig
 from countvi.nn.priors import GammaPrior
-from countvi.nn.start import start_from_counts
 from countvi.nn.technical import Background, FeatureScaling, PosteriorDispersion
 
 NOTHING = Factor(-1, 1)

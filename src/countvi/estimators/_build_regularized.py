@@ -16,13 +16,13 @@ from countvi.data import BATCH_COLUMN, GENES, PEAKS, Dataset, Purposes, Registry
 from countvi.errors import OptionError, UnknownNameError, choose, did_you_mean, shorten
 from countvi.models.regularized import Modality, Regularized
 from countvi.nn.encoder import GaussianEncoder
+from countvi.nn.initial_values import start_from_counts
 from countvi.nn.joint import CellWeights, Concatenated, EqualWeights, JointEncoder, SingleEncoder, UniversalWeights
 from countvi.nn.joint import WeightedMean as WeightedMeanEncoder
 from countvi.nn.library import LibraryPrior, ResidualLibrary
 from countvi.nn.linear import CovariateFeatures, Head
 from countvi.nn.mlp import Mlp, MlpConfig
 from countvi.nn.priors import DispersionPrior, GammaPrior
-from countvi.nn.start import start_from_counts
 from countvi.nn.technical import Background, FeatureScaling, PosteriorDispersion
 
 _WHERE = {"encoder": (True, False), "decoder": (False, True), "none": (False, False), "both": (True, True)}

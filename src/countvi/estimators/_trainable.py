@@ -241,7 +241,7 @@ class Trainable(ABC):
         )
         self.module.load_state_dict(result.weights)
         if not self._loaded and self._mapped is None:  # else other cells may have had what these lack
-            _training.fill_untaught(self.module, dataset, self._split.train)
+            _training.fill_levels_without_data(self.module, dataset, self._split.train)
         self.module.float().eval()
         self._rows.extend(result.rows)
         self._fingerprint = None  # of the data trained on; computed when it is needed, as it reads them all

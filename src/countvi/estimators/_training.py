@@ -229,7 +229,7 @@ def train(
     return split, run(fabric, model, feed, config, callbacks, dataset)
 
 
-def fill_untaught(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:
+def fill_levels_without_data(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:
     """Where no cell of a batch was measured, take what the batch does from the mean of the other batches.
 
     So with every covariate, modality and feature. It would be as random as before training, and what is predicted there
@@ -244,11 +244,11 @@ def fill_untaught(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None
     """
     registry = dataset.registry
     for name in (*dataset.patterns, *dataset.present):
-        tables = model.taught_by(name)
+        tables = model.level_tables(name)
         for factor in registry.factors(range(len(registry.columns))) if tables else ():
             lacking = dataset.lacking(name, factor, rows)
             for table in tables:
-                levels.fill_untaught(table, factor, lacking.to(next(table.part.parameters()).device))
+                levels.fill_levels_without_data(table, factor, lacking.to(next(table.part.parameters()).device))
 
 
 def _cut(dataset: Dataset, split: Split, batch_size: int) -> str:

@@ -20,8 +20,8 @@ from countvi.estimators._passing import passes_on_to
 from countvi.estimators._rna import RNAEstimator
 from countvi.estimators._trainable import Trainable
 from countvi.estimators._training import check_size, holds_out
+from countvi.nn.initial_values import start_shapes
 from countvi.nn.observation import ObserveRateShape
-from countvi.nn.start import start_shapes
 from countvi.train.config import plan_entries, with_peak
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from countvi.batch import Batch, Design
 from countvi.likelihoods import CountLikelihood
 from countvi.models.objective import Elbo
 from countvi.nn.latent import Gaussian, Given, divergence
-from countvi.nn.levels import Taught
+from countvi.nn.levels import ModalityTables
 from countvi.typing import CellsLatent
 
 
@@ -79,8 +79,8 @@ class CountModel(nn.Module, ABC):
         """What each cell counts in training, shape ``(cells,)``; ``None`` for one each."""
         return None
 
-    def taught_by(self, modality: str) -> Sequence[Taught]:
-        """Tables with a row per level that the counts of this modality teach, and nothing else does."""
+    def level_tables(self, modality: str) -> Sequence[ModalityTables]:
+        """Tables with a row per level that are learned from the counts of this modality alone."""
         return ()
 
     @final

@@ -12,7 +12,7 @@ from countvi.likelihoods import AmbientRate, GammaPoisson
 from countvi.models.count_model import CountModel
 from countvi.nn.joint import JointEncoder
 from countvi.nn.latent import Gaussian, Latent, side_by_side
-from countvi.nn.levels import Taught, taught
+from countvi.nn.levels import ModalityTables, level_tables
 from countvi.nn.library import ResidualLibrary
 from countvi.nn.linear import CovariateFeatures, Head
 from countvi.nn.mlp import Mlp
@@ -174,12 +174,12 @@ class Regularized(CountModel):
         """Return z."""
         return latents.z
 
-    def taught_by(self, modality: str) -> Sequence[Taught]:
+    def level_tables(self, modality: str) -> Sequence[ModalityTables]:
         """What covariates do in the decoder of a modality, and its background unless that has a prior to stay at."""
         part = self.modalities[modality]
-        tables, background = taught(part.decode), part.background
+        tables, background = level_tables(part.decode), part.background
         if background is not None and background.prior is None:
-            tables.append(Taught(background, by_feature=True))
+            tables.append(ModalityTables(background, by_feature=True))
         return tables
 
     def log_prior(self) -> Mapping[str, Tensor]:

@@ -13,7 +13,7 @@ from countvi.likelihoods import CountLikelihood, NegativeBinomialMixture, Rate
 from countvi.models.count_model import Conditional, CountModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Latent
-from countvi.nn.levels import Taught, taught
+from countvi.nn.levels import ModalityTables, level_tables
 from countvi.nn.library import Library
 from countvi.nn.linear import Appended, CovariateFeatures, LastLayer
 from countvi.nn.observation import Observation, ProteinDecoder
@@ -173,11 +173,11 @@ class TOTALVI(CountModel):
         """Return z, on the simplex with ``latent_distribution="ln"``."""
         return self.to_state(latents.z)
 
-    def taught_by(self, modality: str) -> Sequence[Taught]:
+    def level_tables(self, modality: str) -> Sequence[ModalityTables]:
         """What covariates do to proteins; efficiencies stay at their prior, and RNA may need the trunk of pi, too."""
-        tables = [one for one in taught(self.protein, by_feature=True) if one.part is not self.protein.efficiency]
+        tables = [one for one in level_tables(self.protein, by_feature=True) if one.part is not self.protein.efficiency]
         shared = any(isinstance(part, LastLayer) for part in self.observe.modules())
-        return [*tables, *self.decode.taught(range(1, N_TRUNKS - shared))] if modality == PROTEIN else ()
+        return [*tables, *self.decode.level_tables(range(1, N_TRUNKS - shared))] if modality == PROTEIN else ()
 
     def log_prior(self) -> Mapping[str, Tensor]:
         """Log-prior of the efficiencies."""
