@@ -14,7 +14,7 @@ from torch import Tensor
 
 from countvi.data import BATCH_COLUMN, GENES, PEAKS, Dataset, Purposes, Registry
 from countvi.errors import OptionError, UnknownNameError, choose, did_you_mean, shorten
-from countvi.models.regularized import Modality, Regularized
+from countvi.models.regularized import ModalityModel, Regularized
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.initial_values import start_from_counts
 from countvi.nn.joint import CellWeights, Concatenated, EqualWeights, JointEncoder, SingleEncoder, UniversalWeights
@@ -257,7 +257,7 @@ def _encoder(
     )
 
 
-def _modality(options: RegularizedOptions, registry: Registry, name: str, n_state: int, start: Start) -> Modality:
+def _modality(options: RegularizedOptions, registry: Registry, name: str, n_state: int, start: Start) -> ModalityModel:
     purposes, n_features = purposes_of(registry), registry.modality(name).n_features
     conditioning = purposes.conditioning
     if options.values["use_batch_in_decoder"] and BATCH_COLUMN not in conditioning:
@@ -274,7 +274,7 @@ def _modality(options: RegularizedOptions, registry: Registry, name: str, n_stat
         scaling = FeatureScaling(registry.factors(purposes.scaling), n_features, prior)
     alpha = options.of("dispersion_hyper_prior_alpha", name)
     grouped = options.values["dispersion"] == "gene-batch"
-    return Modality(
+    return ModalityModel(
         library=_library(options, registry, name, start),
         decode=Mlp(n_state, decoder, len(registry.continuous_keys), registry.factors(conditioning)),
         rho=rho,

@@ -31,7 +31,7 @@ class Latents(NamedTuple, Generic[T]):
     """Log library size in counts, ``(cells, modalities)``."""
 
 
-class Modality(nn.Module):
+class ModalityModel(nn.Module):
     r"""How a cell state becomes the counts of one modality.
 
     Parameters
@@ -129,7 +129,7 @@ class Regularized(CountModel):
     """
 
     def __init__(
-        self, *, modalities: Mapping[str, Modality], encode_z: JointEncoder, covariates: CovariateFeatures
+        self, *, modalities: Mapping[str, ModalityModel], encode_z: JointEncoder, covariates: CovariateFeatures
     ) -> None:
         super().__init__()
         self.names = tuple(modalities)
@@ -138,9 +138,9 @@ class Regularized(CountModel):
         self.covariates = covariates
 
     @property
-    def modalities(self) -> dict[str, Modality]:
+    def modalities(self) -> dict[str, ModalityModel]:
         """The parts by name."""
-        return dict(zip(self.names, cast("list[Modality]", list(self.parts)), strict=True))
+        return dict(zip(self.names, cast("list[ModalityModel]", list(self.parts)), strict=True))
 
     def guide(self, batch: Batch) -> Latents[Latent]:
         """q(z, log l | x)."""
