@@ -19,8 +19,6 @@ from countvi.nn.priors import DispersionPrior, GammaPrior
 from countvi.ops import Rows, log_scale
 from countvi.ops.link import Link
 
-BACKGROUND_PRIOR = GammaPrior(1.0, 100.0)
-"""Small beside the expression of a cell: a mean of 0.01 counts of an average cell per gene."""
 SCALING_PRIOR = GammaPrior(200.0, 200.0)
 """Mean 1, standard deviation 0.07."""
 DISPERSION_PRIOR = DispersionPrior()
