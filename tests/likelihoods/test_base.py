@@ -13,7 +13,12 @@ from torch.distributions import Distribution
 from countvi import ops
 from countvi.batch import CountBlock
 from countvi.errors import MismatchError, OptionError
-from countvi.likelihoods import CountLikelihood, NegativeBinomial, Normal, Poisson, Rate, ZeroInflatedNegativeBinomial
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.normal import Normal
+from countvi.likelihoods.poisson import Poisson
+from countvi.likelihoods.rate import Rate
+from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 from countvi.ops import Link
 
 Build = Callable[[Rate, dict[str, Tensor]], CountLikelihood]

@@ -7,7 +7,11 @@ import torch
 
 from countvi import seeding
 from countvi.batch import Design, Factor
-from countvi.likelihoods import NegativeBinomial, Normal, Poisson, Rate, ZeroInflatedNegativeBinomial
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.normal import Normal
+from countvi.likelihoods.poisson import Poisson
+from countvi.likelihoods.rate import Rate
+from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 from countvi.nn import observation
 from countvi.ops import Link
 

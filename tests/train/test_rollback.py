@@ -182,6 +182,26 @@ def test_first_non_finite_with_a_dispersion_per_gene_names_no_cell(tiny, n_cells
     assert (found.quantity, found.cell, found.gene) == ("theta", None, 9)
 
 
+def test_first_non_finite_of_a_spot(tiny):
+    """Where a state has a vector for each of several types."""
+    adata = tiny.simulate(20, 20)
+    countvi.CondSCVI.setup_anndata(adata, labels_key="batch")
+    reference = countvi.CondSCVI(adata, n_hidden=8, n_latent=3)
+    reference.train(1, enable_progress_bar=False, accelerator="cpu")
+    countvi.DestVI.setup_anndata(adata)
+    destvi = countvi.DestVI.from_rna_model(adata, reference)
+    model, batch = destvi.module.train(), destvi._need_data().batch(np.arange(20))
+    assert find(model, batch) == NonFiniteAt("the gradient of the loss")
+    for part, quantity in (
+        (model.infer_gamma, "the posterior loc of gamma"),
+        (model.decode, "the sum of what was decoded for each type"),
+    ):
+        handle = spoil(part, 7)
+        found = find(model, batch)
+        handle.remove()
+        assert (found.quantity, found.cell) == (quantity, 7)
+
+
 @pytest.mark.parametrize("n_cells", [20, 15])
 def test_first_non_finite_in_the_likelihood_names_the_gene(tiny, n_cells):
     """A value whose square is out of range. (Size factors, else one such value makes the library as large)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from countvi.batch import Batch, Design
-from countvi.likelihoods import CountLikelihood
+from countvi.likelihoods.base import CountLikelihood
 from countvi.models.objective import Elbo
 from countvi.nn.latent import Gaussian, Given, divergence
 from countvi.nn.levels import ModalityTables

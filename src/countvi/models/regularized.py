@@ -8,7 +8,8 @@ from typing import Generic, NamedTuple, TypeVar, cast
 from torch import Tensor, nn
 
 from countvi.batch import Batch, CountBlock, Design
-from countvi.likelihoods import AmbientRate, GammaPoisson
+from countvi.likelihoods.ambient_rate import AmbientRate
+from countvi.likelihoods.gamma_poisson import GammaPoisson
 from countvi.models.count_model import CountModel
 from countvi.nn.joint import JointEncoder
 from countvi.nn.latent import Gaussian, Latent, side_by_side

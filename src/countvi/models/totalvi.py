@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from countvi.batch import PROTEIN, RNA, Batch, Design
-from countvi.likelihoods import CountLikelihood, NegativeBinomialMixture, Rate
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.negative_binomial_mixture import NegativeBinomialMixture
+from countvi.likelihoods.rate import Rate
 from countvi.models.count_model import Conditional, CountModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Latent

@@ -13,17 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from countvi.batch import Design, Factor
-from countvi.likelihoods import (
-    CountLikelihood,
-    MixtureRate,
-    NegativeBinomial,
-    Normal,
-    Poisson,
-    Rate,
-    RateShapeNegativeBinomial,
-    ShapeRate,
-    ZeroInflatedNegativeBinomial,
-)
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.mixture_rate import MixtureRate
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.normal import Normal
+from countvi.likelihoods.poisson import Poisson
+from countvi.likelihoods.rate import Rate, ShapeRate
+from countvi.likelihoods.rate_shape import RateShapeNegativeBinomial
+from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 from countvi.nn.levels import ByLevel
 from countvi.nn.linear import Head, LastLayer, head
 from countvi.nn.protein import BackgroundPrior, Efficiency

@@ -15,7 +15,7 @@ from torch.nn import functional
 from countvi import seeding
 from countvi.batch import PROTEIN, RNA, Design
 from countvi.errors import OptionError
-from countvi.likelihoods import MixtureRate
+from countvi.likelihoods.mixture_rate import MixtureRate
 from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, Sink, Writable, evaluation
 from countvi.query.draws import (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from countvi.batch import Batch, CountBlock
-from countvi.likelihoods import CountLikelihood
+from countvi.likelihoods.base import CountLikelihood
 from countvi.models.count_model import CountModel
 
 MAX_ROLLBACKS = 8
@@ -133,7 +133,7 @@ def _quantities(model: CountModel, batch: Batch, generator: torch.Generator) -> 
 
 
 def _of_cells(name: str, values: Tensor) -> _Quantity:
-    return _Quantity(name, ("cell", "dimension")[: values.dim()], values)
+    return _Quantity(name, ("cell", *["dimension"] * (values.dim() - 1)), values)
 
 
 def _gene_beyond(likelihood: CountLikelihood, counts: CountBlock, cell: int) -> int | None:
