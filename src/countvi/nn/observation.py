@@ -5,7 +5,7 @@ Each builds only the parameters that its likelihood uses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -16,11 +16,8 @@ from countvi.batch import Design, Factor
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.mixture_rate import MixtureRate
 from countvi.likelihoods.negative_binomial import NegativeBinomial
-from countvi.likelihoods.normal import Normal
-from countvi.likelihoods.poisson import Poisson
 from countvi.likelihoods.rate import Rate, ShapeRate
 from countvi.likelihoods.rate_shape import RateShapeNegativeBinomial
-from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 from countvi.nn.levels import ByLevel
 from countvi.nn.linear import Head, LastLayer, head
 from countvi.nn.protein import BackgroundPrior, Efficiency
@@ -75,56 +72,31 @@ Dispersion = PerGene | PerGeneLevel | PerGeneCell
 """Any of the three."""
 
 
-class ObserveNegativeBinomial(nn.Module):
-    """Counts are negative binomial with inverse dispersion theta."""
+class Observation(nn.Module):
+    """From a decoded cell to the distribution of its counts.
 
-    def __init__(self, log_theta: Dispersion) -> None:
-        super().__init__()
-        self.log_theta = log_theta
-
-    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
-        """Return the distribution of the counts."""
-        return NegativeBinomial(rate, self.log_theta(hidden, design))
-
-
-class ObserveZeroInflated(nn.Module):
-    """Counts are negative binomial, or zero with a decoded dropout probability pi.
-
-    Hidden units may end in the one-hot levels of covariates.
+    Parameters
+    ----------
+    likelihood
+        The distribution, which is made of a rate and of its parameters.
+    parameters
+        Where those come from, by name: a :data:`Dispersion`, or a last layer. What a last layer gives is passed on as a
+        function, which costs nothing until it is called.
     """
 
-    def __init__(self, log_theta: Dispersion, n_hidden: int, n_genes: int, factors: Sequence[Factor] = ()) -> None:
+    def __init__(self, likelihood: Callable[..., CountLikelihood], **parameters: Dispersion | LastLayer) -> None:
         super().__init__()
-        self.log_theta = log_theta
-        self.pi_logits = head(n_hidden, n_genes, factors)
+        self.likelihood = likelihood
+        for name, part in parameters.items():
+            self.add_module(name, part)
 
     def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
-        """Return the distribution of the counts."""
-        return ZeroInflatedNegativeBinomial(rate, self.log_theta(hidden, design), partial(self.pi_logits, hidden))
-
-
-class ObservePoisson(nn.Module):
-    """Counts are Poisson."""
-
-    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
-        """Return the distribution of the counts."""
-        return Poisson(rate)
-
-
-class ObserveNormal(nn.Module):
-    """Values are normal around the rate, with a standard deviation per gene (or batch, label, cell)."""
-
-    def __init__(self, log_scale: Dispersion) -> None:
-        super().__init__()
-        self.log_scale = log_scale
-
-    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
-        """Return the distribution of the values."""
-        return Normal(rate, self.log_scale(hidden, design))
-
-
-Observation = ObserveNegativeBinomial | ObserveZeroInflated | ObservePoisson | ObserveNormal
-"""Any of the four."""
+        """Return the distribution of the counts; hidden units may end in the one-hot levels of covariates."""
+        parameters = {
+            name: partial(part, hidden) if isinstance(part, LastLayer) else part(hidden, design)
+            for name, part in self.named_children()
+        }
+        return self.likelihood(rate, **parameters)
 
 
 class ObserveRateShape(nn.Module):
