@@ -1,4 +1,4 @@
-"""What a count model declares, and what follows from it.
+"""The base of all models: what a model of counts declares, and the evidence lower bound that follows from it.
 
 A model declares three things: its guide q(latents | data), its prior p(latents | design), and how latents generate
 data, p(data | latents, design). The evidence lower bound follows and is written here once.

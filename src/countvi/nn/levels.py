@@ -1,4 +1,4 @@
-"""Tables with a row per level of covariates: who has them, and which rows the cells of a minibatch take."""
+"""Tables with a row per level of covariates: their base class, and which rows the cells of a minibatch take."""
 
 from __future__ import annotations
 

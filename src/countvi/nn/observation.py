@@ -1,7 +1,4 @@
-"""Observation models: from a decoded cell to the distribution of its counts.
-
-Each builds only the parameters that its likelihood uses.
-"""
+"""Observation models, from a decoded cell to the distribution of its counts; inverse dispersions; protein counts."""
 
 from __future__ import annotations
 

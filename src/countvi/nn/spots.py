@@ -1,4 +1,4 @@
-"""Where the parameters of a spot come from, and what is believed of them beforehand."""
+"""Parameters of spots, from a table or by a network, and their priors."""
 
 from __future__ import annotations
 

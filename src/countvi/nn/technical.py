@@ -1,4 +1,4 @@
-"""What a technical covariate does to counts beyond the decoder: background, scaling of genes, overdispersion.
+"""Background, scaling of genes and dispersion by technical covariates: what these do to counts beyond the decoder.
 
 Each has a row per level, gathered by code. A module returns :class:`~countvi.ops.Rows`, a row per combination of levels
 that occurs in the minibatch, and the log-prior of its parameters.

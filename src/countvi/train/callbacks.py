@@ -1,4 +1,4 @@
-"""Hooks into a run."""
+"""Callbacks: what a user runs between the epochs of training."""
 
 from __future__ import annotations
 

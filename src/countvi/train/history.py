@@ -1,4 +1,4 @@
-"""What a run recorded, one row per epoch."""
+"""The history of a run, one row per epoch, and the sums over cells that it is made from."""
 
 from __future__ import annotations
 

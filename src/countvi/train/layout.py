@@ -1,4 +1,4 @@
-"""Parameters as the optimiser sees them."""
+"""Parameters of a model in the form in which the optimiser gets them: contiguous, and only what may move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Protocol of what gives the loop its minibatches."""
+"""The protocol of what gives the loop its minibatches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss of a minibatch as a module."""
+"""The loss of a minibatch as a torch module, and its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network taught what is known already, before it is trained on the objective."""
+"""Least-squares fit of a network to known numbers of the cells, before it is trained on the objective."""
 
 from __future__ import annotations
 
