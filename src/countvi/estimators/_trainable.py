@@ -234,8 +234,7 @@ class Trainable(ABC):
             relative_length=self._relative_length(),
         )
         fabric = _training.make_fabric(accelerator, devices, strategy, precision, logger)
-        hooks = [*progress_callback(enable_progress_bar), *callbacks]
-        dataset = self._need_data()
+        dataset, hooks = self._need_data(), [*progress_callback(enable_progress_bar), *callbacks]
         self._split, result = _training.train(
             fabric, self.module, dataset, request, hooks, split=self._split, first_epoch=len(self._rows)
         )
