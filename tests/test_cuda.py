@@ -15,7 +15,7 @@ import torch
 import countvi
 from countvi.errors import TrainingWarning
 from countvi.train import loop
-from countvi.train.recorded import RecordedSteps
+from countvi.train.cuda_graph import CudaGraphSteps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -116,9 +116,9 @@ RECORDED = {
 def test_what_is_read_out_is_what_the_cpu_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     sizes: list[int] = []
-    record = RecordedSteps._recorded
+    record = CudaGraphSteps._recorded
 
-    def noted(self: RecordedSteps, size: int) -> Callable[[], None]:
+    def noted(self: CudaGraphSteps, size: int) -> Callable[[], None]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             replay = record(self, size)
@@ -126,7 +126,7 @@ def test_what_is_read_out_is_what_the_cpu_says(name: str, monkeypatch: pytest.Mo
         said.extend(str(w.message) for w in caught if issubclass(w.category, TrainingWarning))
         return replay
 
-    monkeypatch.setattr(RecordedSteps, "_recorded", noted)
+    monkeypatch.setattr(CudaGraphSteps, "_recorded", noted)
     model = BUILD[name]()
     model.train(4, **GPU)
     assert model.device.type == "cuda"
@@ -159,7 +159,7 @@ def test_recorded_steps_are_the_steps(name: str, monkeypatch: pytest.MonkeyPatch
     recorded.train(5, **GPU)
     prepare = loop._Run._record
 
-    def one_by_one(run: loop._Run) -> RecordedSteps:
+    def one_by_one(run: loop._Run) -> CudaGraphSteps:
         steps = prepare(run)
         assert steps is not None
         steps._record = False

@@ -16,7 +16,7 @@ from sides import SIDES
 
 from countvi.batch import RNA, Batch
 from countvi.data import split_from_indices
-from countvi.estimators.feed import DatasetFeed
+from countvi.estimators.loader import DatasetLoader
 from countvi.train import TrainingPlan
 from parts.step import BATCH, SIZES
 
@@ -59,7 +59,7 @@ class _Stepper:
         self.model = SIDES[0].build(adata, 0, gene_likelihood=likelihood)
         self.split = np.arange(adata.n_obs), np.empty(0, dtype=np.int64)
         split = split_from_indices(adata.n_obs, *self.split, np.empty(0, dtype=np.int64))
-        self.feed = DatasetFeed(self.model.dataset, split, BATCH, seed=0)
+        self.feed = DatasetLoader(self.model.dataset, split, BATCH, seed=0)
         plan = TrainingPlan()
         parameters = [p for p in self.model.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, lr=1e-3, eps=plan.eps, weight_decay=plan.weight_decay, fused=True)

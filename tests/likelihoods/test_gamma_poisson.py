@@ -10,7 +10,9 @@ from scipy import stats
 from countvi import seeding
 from countvi.batch import CountBlock
 from countvi.errors import MismatchError, OptionError
-from countvi.likelihoods import AmbientRate, GammaPoisson, gamma_poisson
+from countvi.likelihoods import gamma_poisson
+from countvi.likelihoods.ambient_rate import AmbientRate
+from countvi.likelihoods.gamma_poisson import GammaPoisson
 from countvi.ops import Rows
 
 N, G, H = 6, 7, 3
@@ -64,6 +66,11 @@ def test_rate(background, scaling, samples):
     np.testing.assert_allclose(r.scale_with_background, expected["total"] / np.exp(2.0), rtol=1e-12)
     np.testing.assert_allclose(r.own_share, expected["own_share"] * np.ones_like(expected["mean"]), rtol=1e-12)
     assert r.batch_shape == (*samples, N) and r.n_genes == G
+    own = {True: expected["mean"] * expected["own_share"], False: expected["rho"] / np.exp(2.0)}
+    for library in (True, False):
+        both = r.mean if library else r.scale_with_background
+        np.testing.assert_allclose(r.expression(library=library, background=False), own[library], rtol=1e-12)
+        assert torch.equal(r.expression(library=library, background=True), both)
 
 
 def test_some_genes_and_some_cells():

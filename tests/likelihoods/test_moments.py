@@ -9,7 +9,12 @@ from scipy import stats
 from torch import Tensor
 
 from countvi.batch import CountBlock
-from countvi.likelihoods import CountLikelihood, NegativeBinomial, Normal, Poisson, Rate, ZeroInflatedNegativeBinomial
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.normal import Normal
+from countvi.likelihoods.poisson import Poisson
+from countvi.likelihoods.rate import Rate
+from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 from countvi.ops import Link
 
 MU = (0.05, 1.0, 9.0)

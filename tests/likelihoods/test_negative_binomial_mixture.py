@@ -10,7 +10,8 @@ from torch.distributions import LogNormal
 
 from countvi import seeding
 from countvi.batch import CountBlock
-from countvi.likelihoods import MixtureRate, NegativeBinomialMixture
+from countvi.likelihoods.mixture_rate import MixtureRate
+from countvi.likelihoods.negative_binomial_mixture import NegativeBinomialMixture
 
 N_CELLS, N_PROTEINS = 5, 3
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from countvi.likelihoods import Rate
+from countvi.likelihoods.rate import Rate
 from countvi.ops import Link
 
 LOGITS = np.array([[[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]]])
@@ -32,14 +32,14 @@ def test_scale_and_mean(link: Link) -> None:
 def test_shapes() -> None:
     assert rate(Link.SOFTMAX).batch_shape == (1, 2)
     assert rate(Link.SOFTMAX).n_genes == 3
-    several = rate(Link.SOFTMAX).with_log_library(torch.zeros(5, 2))
+    several = dataclasses.replace(rate(Link.SOFTMAX), log_library=torch.zeros(5, 2))
     assert several.batch_shape == (5, 2)
     assert several.mean.shape == (5, 2, 3)
 
 
 def test_another_library_is_another_object() -> None:
     first = rate(Link.SOFTPLUS)
-    second = first.with_log_library(torch.zeros(2))
+    second = dataclasses.replace(first, log_library=torch.zeros(2))
     torch.testing.assert_close(second.mean, first.scale)
     np.testing.assert_allclose(first.log_library.exp(), LIBRARY)
     assert second.link is Link.SOFTPLUS
@@ -48,6 +48,13 @@ def test_another_library_is_another_object() -> None:
 
 
 def test_empty_cell_has_mean_zero() -> None:
-    empty = rate(Link.SOFTMAX).with_log_library(torch.full((2,), -torch.inf))
+    empty = dataclasses.replace(rate(Link.SOFTMAX), log_library=torch.full((2,), -torch.inf))
     assert not empty.mean.any()
     assert empty.scale.isfinite().all()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_expression_is_the_mean_or_the_frequencies(background: bool) -> None:
+    r = rate(Link.SOFTMAX)
+    assert torch.equal(r.expression(library=True, background=background), r.mean)
+    assert torch.equal(r.expression(library=False, background=background), r.scale)

@@ -8,7 +8,9 @@ import scipy.stats
 import torch
 
 from countvi.batch import CountBlock
-from countvi.likelihoods import MixedRate, RateShapeNegativeBinomial, ShapeRate
+from countvi.likelihoods.mixed_rate import MixedRate
+from countvi.likelihoods.rate import ShapeRate
+from countvi.likelihoods.rate_shape import RateShapeNegativeBinomial
 
 N_CELLS, N_GENES, N_TYPES, N_HIDDEN = 5, 4, 3, 2
 

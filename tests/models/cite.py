@@ -12,7 +12,7 @@ import numpy as np
 import countvi
 from countvi.batch import Batch
 from countvi.errors import DataWarning
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 
 N_PROTEINS = 4
 N_HIDDEN, N_LATENT = 8, 3

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from countvi import seeding
 from countvi.batch import Batch, CountBlock, Design, Factor
-from countvi.models.regularized import Modality, Regularized
+from countvi.models.regularized import ModalityModel, Regularized
 from countvi.nn.encoder import GaussianEncoder
+from countvi.nn.initial_values import start_from_counts
 from countvi.nn.joint import (
     CellWeights,
     Concatenated,
@@ -26,7 +27,6 @@ from countvi.nn.library import LibraryPrior, ResidualLibrary
 from countvi.nn.linear import CovariateFeatures
 from countvi.nn.mlp import Mlp, MlpConfig
 from countvi.nn.priors import GammaPrior
-from countvi.nn.start import start_from_counts
 from countvi.nn.technical import Background, FeatureScaling, PosteriorDispersion
 
 NOTHING = Factor(-1, 1)
@@ -35,7 +35,7 @@ NOTHING = Factor(-1, 1)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a small model is made of; covariates as in :class:`Modality` and :class:`Regularized`."""
+    """What a small model is made of; covariates as in :class:`ModalityModel` and :class:`Regularized`."""
 
     n_latent: int = 3
     n_hidden: int = 8
@@ -87,7 +87,7 @@ def encoder(plan: Plan, n_genes: int, n_out: int | None, n_hidden: int) -> Gauss
     )
 
 
-def modality(plan: Plan, cells: Cells, name: str, n_state: int) -> Modality:
+def modality(plan: Plan, cells: Cells, name: str, n_state: int) -> ModalityModel:
     """One modality, started from its counts."""
     x = cells.counts[name]
     here = cells.present.get(name, np.ones(len(x), dtype=bool))
@@ -95,7 +95,7 @@ def modality(plan: Plan, cells: Cells, name: str, n_state: int) -> Modality:
     prior = LibraryPrior.constrained(totals, level, plan.group.n_levels)
     log_unit = prior.centre - float(np.log(plan.sensitivity))
     background = Background(plan.ambient, x.shape[1], plan.background_prior) if plan.ambient else None
-    part = Modality(
+    part = ModalityModel(
         library=ResidualLibrary(encoder(plan, x.shape[1], None, plan.library_hidden), plan.group, prior),
         decode=Mlp(n_state, config(plan, plan.n_hidden, 0.0), plan.n_continuous, plan.conditioning),
         rho=nn.Linear(plan.n_hidden, x.shape[1]),

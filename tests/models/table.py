@@ -20,7 +20,7 @@ from tests.models import cite, small
 import countvi
 from countvi.batch import Batch, Factor
 from countvi.errors import DataWarning
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 
 N_CELLS, N_GENES, N_BATCHES, N_LABELS, N_DONORS = 24, 7, 3, 2, 4
 N_HIDDEN, N_LATENT = 8, 3

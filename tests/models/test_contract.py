@@ -11,7 +11,7 @@ from tests.models.table import ROWS, Row
 
 from countvi import seeding
 from countvi.batch import Batch, CountBlock, Design
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.models.objective import Objective
 from countvi.nn.latent import Gaussian, Given, Point
 from countvi.nn.mlp import Block

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from countvi.batch import Design, Factor
-from countvi.nn.levels import Taught, combinations, fill_untaught, n_rows
+from countvi.nn.levels import ModalityTables, combinations, fill_levels_without_data, n_rows
 from countvi.nn.linear import LevelTable
 
 FACTORS = {
@@ -53,30 +53,30 @@ def test_no_cells():
     assert found.code.shape == (0,) and found.index.shape == (2, 0)
 
 
-def test_untaught_levels_take_the_mean_of_the_others_of_their_covariate():
+def test_levels_without_data_take_the_mean_of_the_others_of_their_covariate():
     batch, donor = Factor(0, 3), Factor(1, 2)
     table = LevelTable((donor, batch), 3)
     with torch.no_grad():
         table.weight.copy_(torch.arange(15.0).view(5, 3))
     before = table.weight.detach().clone()
     # The first column was learned nowhere, the second not of the middle level, the third of the last one only.
-    untaught = torch.tensor([[True, False, True], [True, True, True], [True, False, False]])
-    tables = Taught(table, by_feature=True)
-    fill_untaught(tables, Factor(2, 3), untaught)
+    lacking = torch.tensor([[True, False, True], [True, True, True], [True, False, False]])
+    tables = ModalityTables(table, by_feature=True)
+    fill_levels_without_data(tables, Factor(2, 3), lacking)
     assert torch.equal(table.weight, before), "a covariate that the table does not follow"
-    fill_untaught(tables, batch, untaught)
+    fill_levels_without_data(tables, batch, lacking)
     expected = before.clone()
     expected[3, 1] = (7.0 + 13.0) / 2
     expected[2:4, 2] = 14.0
     assert torch.equal(table.weight, expected)
 
 
-def test_units_are_taught_by_any_feature():
+def test_units_are_learned_from_any_feature():
     table = LevelTable((Factor(0, 3),), 4)
     with torch.no_grad():
         table.weight.copy_(torch.arange(12.0).view(3, 4))
     expected = table.weight.detach().clone()
     expected[0, 1:3] = torch.tensor([7.0, 8.0])
     lacking = torch.tensor([[True, True], [False, True], [False, False]])
-    fill_untaught(Taught(table, by_feature=False, columns=slice(1, 3)), Factor(0, 3), lacking)
+    fill_levels_without_data(ModalityTables(table, by_feature=False, columns=slice(1, 3)), Factor(0, 3), lacking)
     assert torch.equal(table.weight, expected)

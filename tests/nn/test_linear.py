@@ -11,7 +11,7 @@ from torch import nn
 
 from countvi import seeding
 from countvi.batch import CountBlock, Design, Factor
-from countvi.nn.linear import CovariateFeatures, LevelTable, Linear
+from countvi.nn.linear import CountInput, CovariateFeatures, LevelTable, Linear
 
 FACTORS = {
     "none": [],
@@ -70,7 +70,7 @@ def test_sparse_counts_equal_dense(log1p):
     d = design()
     x = torch.poisson(torch.full((9, 7), 0.7, dtype=torch.float64), generator=seeding.generator(2))
     x[3] = 0.0
-    sparse = layer.from_counts(CountBlock.from_dense(x), d.continuous, d, log1p)
+    sparse = layer(CountInput([CountBlock.from_dense(x)], log1p), d.continuous, d)
     inputs = torch.cat([torch.log(1.0 + x) if log1p else x, d.continuous, one_hots(d, [Factor(0, 3)])], dim=1)
     torch.testing.assert_close(sparse, joined(layer)(inputs))
 

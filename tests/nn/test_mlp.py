@@ -8,6 +8,7 @@ from torch import nn
 
 from countvi import seeding
 from countvi.batch import CountBlock, Design, Factor
+from countvi.nn.linear import CountInput
 from countvi.nn.mlp import BatchNorm, Mlp, MlpConfig
 
 
@@ -90,7 +91,7 @@ CONFIGS = {
 def test_counts_equal_the_dense_path(config, log1p, training):
     x, features, design = problem()
     net = Mlp(11, config, 2, [Factor(0, 3)]).double().train(training)
-    sparse = net.from_counts(CountBlock.from_dense(x), features, design, log1p)
+    sparse = net(CountInput([CountBlock.from_dense(x)], log1p), features, design)
     torch.testing.assert_close(sparse, net(x.log1p() if log1p else x, features, design))
 
 
@@ -163,15 +164,16 @@ def test_dropout_of_sparse_counts_drops_entries(log1p):
     x, features, design = problem(400)
     net = Mlp(11, DROP_INPUT, 2, [Factor(0, 3)]).double()
     counts = CountBlock.from_dense(x)
+    sparse = CountInput([counts], log1p)
     with seeding.forked(0):
-        out = net.train().from_counts(counts, features, design, log1p)
+        out = net.train()(sparse, features, design)
     with seeding.forked(0):
         kept = torch.nn.functional.dropout(torch.ones_like(counts.values), 0.3)
     entries = x.log1p() if log1p else x
     dense = CountBlock(kept, counts.columns, counts.offsets, 11).to_dense() * entries
     torch.testing.assert_close(out, net.eval()(dense, features, design))
     # In evaluation mode nothing is dropped.
-    torch.testing.assert_close(net.from_counts(counts, features, design, log1p), net(entries, features, design))
+    torch.testing.assert_close(net(sparse, features, design), net(entries, features, design))
 
 
 def test_dropout_of_the_input_of_every_layer():

@@ -7,8 +7,13 @@ import torch
 
 from countvi import seeding
 from countvi.batch import Design, Factor
-from countvi.likelihoods import NegativeBinomial, Normal, Poisson, Rate, ZeroInflatedNegativeBinomial
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.normal import Normal
+from countvi.likelihoods.poisson import Poisson
+from countvi.likelihoods.rate import Rate
+from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 from countvi.nn import observation
+from countvi.nn.linear import head
 from countvi.ops import Link
 
 G, H, CELLS = 6, 4, 5
@@ -39,7 +44,7 @@ def expected_log(spread, hidden: torch.Tensor) -> torch.Tensor:
 def test_theta_and_dropout(make, samples):
     rate, hidden = inputs(*samples)
     spread = make()
-    model = observation.ObserveZeroInflated(spread, H, G)
+    model = observation.Observation(ZeroInflatedNegativeBinomial, log_theta=spread, pi_logits=head(H, G))
     likelihood = model(rate, hidden, DESIGN)
     assert isinstance(likelihood, ZeroInflatedNegativeBinomial)
     theta = likelihood.theta.expand(*samples, CELLS, G)
@@ -47,7 +52,7 @@ def test_theta_and_dropout(make, samples):
     pi = torch.sigmoid(hidden @ model.pi_logits.weight.T + model.pi_logits.bias)
     torch.testing.assert_close(likelihood.dropout_probability, pi)
     torch.testing.assert_close(model(rate, hidden, DESIGN).rate.mean, rate.mean)
-    plain = observation.ObserveNegativeBinomial(spread)(rate, hidden, DESIGN)
+    plain = observation.Observation(NegativeBinomial, log_theta=spread)(rate, hidden, DESIGN)
     assert isinstance(plain, NegativeBinomial) and plain.dropout_probability is None
     torch.testing.assert_close(plain.theta.expand(*samples, CELLS, G), theta)
 
@@ -56,12 +61,12 @@ def test_theta_and_dropout(make, samples):
 def test_normal_has_the_standard_deviation(make):
     rate, hidden = inputs()
     spread = make()
-    likelihood = observation.ObserveNormal(spread)(rate, hidden, DESIGN)
+    likelihood = observation.Observation(Normal, log_scale=spread)(rate, hidden, DESIGN)
     assert isinstance(likelihood, Normal)
     torch.testing.assert_close(likelihood.variance, expected_log(spread, hidden).exp().square())
 
 
 def test_poisson_has_no_parameters():
-    model = observation.ObservePoisson()
+    model = observation.Observation(Poisson)
     assert isinstance(model(*inputs(), DESIGN), Poisson)
     assert not list(model.parameters())

@@ -14,11 +14,15 @@ from torch import nn
 
 from countvi import seeding
 from countvi.batch import RNA, Batch, CountBlock, Design, Factor
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.normal import Normal
+from countvi.likelihoods.poisson import Poisson
+from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 from countvi.models.scvi import SCVI
 from countvi.nn import observation
 from countvi.nn.encoder import GaussianEncoder, Softmax
 from countvi.nn.library import LogNormalLibrary, ObservedLibrary, SizeFactorLibrary
-from countvi.nn.linear import CovariateFeatures
+from countvi.nn.linear import CovariateFeatures, head
 from countvi.nn.mlp import BatchNorm, Mlp, MlpConfig
 from countvi.ops import Link
 from countvi.query import Cells
@@ -69,12 +73,13 @@ def _observation(likelihood: str, dispersion: str, n_genes: int) -> nn.Module:
         "gene-cell": lambda: observation.PerGeneCell(N_HIDDEN, n_genes),
     }[dispersion]
     if likelihood == "nb":
-        return observation.ObserveNegativeBinomial(spread())
+        return observation.Observation(NegativeBinomial, log_theta=spread())
     if likelihood == "zinb":
-        return observation.ObserveZeroInflated(spread(), N_HIDDEN, n_genes)
+        parts = {"log_theta": spread(), "pi_logits": head(N_HIDDEN, n_genes)}
+        return observation.Observation(ZeroInflatedNegativeBinomial, **parts)
     if likelihood == "poisson":
-        return observation.ObservePoisson()
-    return observation.ObserveNormal(spread())
+        return observation.Observation(Poisson)
+    return observation.Observation(Normal, log_scale=spread())
 
 
 def make_model(

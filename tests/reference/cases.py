@@ -1,4 +1,4 @@
-"""The likelihood operations in one table, so that every law is tested on each of them."""
+"""The likelihoods of counts around a rate in one table, so that every law is tested on each of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from torch import Tensor
 
 from countvi import ops
 from countvi.batch import CountBlock
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.normal import Normal
+from countvi.likelihoods.poisson import Poisson
+from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
 from countvi.ops import Link
 
 
 @dataclass(frozen=True)
 class Case:
-    """An operation, what it takes besides logits and library, and its slow twin."""
+    """An operation, what it takes besides logits and library, its slow twin, and the distribution that calls it."""
 
     name: str
     operation: Callable[..., Tensor]
     extras: tuple[str, ...]
     twin: Callable[..., mp.mpf]
+    likelihood: Callable[..., CountLikelihood]
 
     def __call__(
         self, logits: Tensor, log_library: Tensor, extras: dict[str, Tensor], counts: CountBlock, link: Link
@@ -33,10 +39,16 @@ class Case:
         return self.name
 
 
-NB = Case("nb", ops.negative_binomial, ("log_theta",), twins.log_nb)
-ZINB = Case("zinb", ops.zero_inflated_negative_binomial, ("log_theta", "pi_logits"), twins.log_zinb)
-POISSON = Case("poisson", ops.poisson, (), twins.log_poisson)
-NORMAL = Case("normal", ops.normal, ("log_scale",), twins.log_normal)
+NB = Case("nb", ops.negative_binomial, ("log_theta",), twins.log_nb, NegativeBinomial)
+ZINB = Case(
+    "zinb",
+    ops.zero_inflated_negative_binomial,
+    ("log_theta", "pi_logits"),
+    twins.log_zinb,
+    ZeroInflatedNegativeBinomial,
+)
+POISSON = Case("poisson", ops.poisson, (), twins.log_poisson, Poisson)
+NORMAL = Case("normal", ops.normal, ("log_scale",), twins.log_normal, Normal)
 CASES = (NB, ZINB, POISSON, NORMAL)
 
 

@@ -11,7 +11,7 @@ from lightning_fabric.loggers import Logger
 
 from countvi import seeding
 from countvi.errors import OptionError, TrainingWarning
-from countvi.estimators.feed import DatasetFeed
+from countvi.estimators.loader import DatasetLoader
 from countvi.train import Callback, Progress, scvi_tools_plan
 
 ONE_BATCH = {"batch_size": 200}
@@ -22,7 +22,7 @@ def held_out_elbo(model, seed: int = 0) -> float:
     """Negative held-out ELBO per cell, with the noise of a run's validation."""
     noise, total = seeding.generator(seed, 3, 0), 0.0
     with torch.no_grad():
-        for batch in DatasetFeed(model.dataset, model.split, 32, seed).validation():
+        for batch in DatasetLoader(model.dataset, model.split, 32, seed).validation():
             total -= model.module.elbo(batch, noise).per_cell.sum().item()
     return total / len(model.validation_indices)
 

@@ -13,7 +13,7 @@ import pytest
 
 from countvi.data import make_split
 from countvi.errors import OptionError
-from countvi.estimators.feed import DatasetFeed
+from countvi.estimators.loader import DatasetLoader
 
 SCRIPT = """
 import json, sys
@@ -69,11 +69,13 @@ def test_two_processes(tmp_path: Path):
 def test_all_processes_step_equally_often(tiny, batch_size, world):
     """A process that stops stepping leaves the others waiting for its gradients."""
     data = tiny.make().dataset
-    feed = DatasetFeed(data, make_split(100, train_size=0.9, validation_size=None, shuffle=True, seed=0), batch_size, 0)
-    parts = [[rows for rows, _ in feed.train(3, rank, world)] for rank in range(world)]
-    assert [len(part) for part in parts] == [feed.n_steps(world)] * world
+    loader = DatasetLoader(
+        data, make_split(100, train_size=0.9, validation_size=None, shuffle=True, seed=0), batch_size, 0
+    )
+    parts = [[rows for rows, _ in loader.train(3, rank, world)] for rank in range(world)]
+    assert [len(part) for part in parts] == [loader.n_steps(world)] * world
     seen = np.concatenate([rows for part in parts for rows in part])
-    alone = [rows for rows, _ in feed.train(3)]
+    alone = [rows for rows, _ in loader.train(3)]
     assert set(seen) == set(np.concatenate(alone)) and len(set(seen)) == 90
     # Step by step, the processes share what one process would see in order.
     ordered = [parts[i % world][i // world] for i in range(len(alone))]

@@ -8,7 +8,7 @@ from typing import TypeVar
 from countvi.estimators import describe, persistence, training
 from countvi.estimators.readouts import confounding
 from countvi.estimators.state import Fitted
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 
 M = TypeVar("M", bound=CountModel, covariant=True)
 

@@ -18,7 +18,7 @@ from countvi.errors import DataError, DataWarning, MismatchError, NotSetUpError,
 from countvi.estimators.checked import CheckedCells
 from countvi.estimators.names import Indices, resolve_rows
 from countvi.estimators.options import WHOLE
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.nn.surgery import Freezing, freeze
 from countvi.train import Row
 
@@ -75,9 +75,9 @@ class Mapped:
     known: tuple[int, ...]
     freezing: Freezing
 
-    def hold(self, module: CountModel) -> None:
-        """Hold what the reference knows, in training from now on."""
-        module.moving_rows = freeze(module, self.known, self.freezing)
+    def hold(self, module: CountModel) -> dict[str, tuple[slice, ...]]:
+        """Hold what the reference knows; return the rows that may move all the same, by name of the parameter."""
+        return freeze(module, self.known, self.freezing)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -331,10 +331,7 @@ class TOTALVI(Estimator["TOTALVIModel"]):
         warmup = {"n_steps_kl_warmup": n_steps_kl_warmup, "n_epochs_kl_warmup": n_epochs_kl_warmup}
         plan = plan_entries(plan_kwargs, reduce_lr_on_plateau=reduce_lr_on_plateau, **warmup)
         request = training.requested(self, max_epochs, plan_kwargs=plan, **arguments)
-        adversary = self.adversary(adversarial_classifier)
-        if adversary is not None:
-            request = dataclasses.replace(request, companions=(adversary,))
-        training.run(self, request)
+        training.run(self, dataclasses.replace(request, adversary=self.adversary(adversarial_classifier)))
 
     def adversary(self, asked: bool | float | None = None) -> BatchAdversary | None:
         """Return the classifier of the batch that :meth:`train` trains beside the model, if any.

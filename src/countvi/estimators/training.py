@@ -21,16 +21,16 @@ import torch
 from countvi import seeding
 from countvi.data import Dataset, Split, make_split, split_from_indices
 from countvi.errors import NonFiniteError, OptionError, shorten
-from countvi.estimators.feed import DatasetFeed
+from countvi.estimators.loader import DatasetLoader
 from countvi.estimators.names import resolve_rows
 from countvi.estimators.options import WHOLE
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.nn import levels
 from countvi.train import (
+    BatchAdversary,
+    BatchLoader,
     Callback,
-    Companion,
     EarlyStopping,
-    Feed,
     FitResult,
     LoopConfig,
     NonFiniteStep,
@@ -263,8 +263,8 @@ class TrainRequest:
     callbacks: Sequence[Callback]
     relative_length: float
     """Epochs of a run that names none, as a multiple of those that the number of cells asks for."""
-    companions: Sequence[Companion] = ()
-    """What is trained beside the model."""
+    adversary: BatchAdversary | None = None
+    """What is trained against the model."""
 
 
 def requested(model: Fitted, *arguments: Any, **named: Any) -> TrainRequest:
@@ -339,10 +339,10 @@ def run(model: Fitted, request: TrainRequest) -> None:
     if request.early_stopping and not len(split.validation):
         message = "early_stopping needs held-out cells, and this split has none. Lower train_size."
         raise OptionError(message)
-    feed = DatasetFeed(dataset, split, request.batch_size, request.seed)
+    loader = DatasetLoader(dataset, split, request.batch_size, request.seed)
     max_epochs = request.max_epochs
     if max_epochs is None:
-        max_epochs = default_max_epochs(dataset.n_cells, feed.n_steps(request.fabric.world_size), request.plan)
+        max_epochs = default_max_epochs(dataset.n_cells, loader.n_steps(request.fabric.world_size), request.plan)
         if request.plan.schedule == "one-cycle":
             max_epochs = math.ceil(request.relative_length * max_epochs)
     if request.checkpoint_dir is not None:
@@ -357,11 +357,13 @@ def run(model: Fitted, request: TrainRequest) -> None:
         checkpoint_dir=request.checkpoint_dir,
         resume=request.resume,
         data=_cut(dataset, split, request.batch_size) if request.checkpoint_dir else "",
+        adversary=request.adversary,
+        moving_rows={} if model.mapped is None else model.mapped.hold(module),
     )
-    result = launch(request.fabric, module, feed, config, (request.callbacks, request.companions), dataset)
+    result = launch(request.fabric, module, loader, config, request.callbacks, dataset)
     module.load_state_dict(result.weights)
     if not model.restored and model.mapped is None:  # else other cells may have had what these lack
-        fill_untaught(module, dataset, split.train)
+        fill_levels_without_data(module, dataset, split.train)
     module.float().eval()
     model.split = split
     model.epochs.extend(result.rows)
@@ -369,7 +371,7 @@ def run(model: Fitted, request: TrainRequest) -> None:
     model.is_trained = True
 
 
-def fill_untaught(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:
+def fill_levels_without_data(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:
     """Where no cell of a batch was measured, take what the batch does from the mean of the other batches.
 
     So with every covariate, modality and feature. It would be as random as before training, and what is predicted there
@@ -384,11 +386,11 @@ def fill_untaught(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None
     """
     registry = dataset.registry
     for name in (*dataset.patterns, *dataset.present):
-        tables = model.taught_by(name)
+        tables = model.level_tables(name)
         for factor in registry.factors(range(len(registry.columns))) if tables else ():
             lacking = dataset.lacking(name, factor, rows)
             for table in tables:
-                levels.fill_untaught(table, factor, lacking.to(next(table.part.parameters()).device))
+                levels.fill_levels_without_data(table, factor, lacking.to(next(table.part.parameters()).device))
 
 
 def _cut(dataset: Dataset, split: Split, batch_size: int) -> str:
@@ -447,11 +449,14 @@ def _make_folder(path: Path) -> None:
         raise OptionError(message) from error
 
 
-Hooks = tuple[Sequence[Callback], Sequence[Companion]]
-"""What is called beside the loop, and what is trained beside the model."""
-
-
-def launch(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, hooks: Hooks, data: Dataset) -> FitResult:
+def launch(
+    fabric: Fabric,
+    model: CountModel,
+    loader: BatchLoader,
+    config: LoopConfig,
+    callbacks: Sequence[Callback],
+    data: Dataset,
+) -> FitResult:
     """Launch the loop, and name what went wrong.
 
     Raises
@@ -461,9 +466,9 @@ def launch(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, ho
     """
     try:
         if fabric.strategy.launcher is None:
-            return fit(fabric, model, feed, config, *hooks)
+            return fit(fabric, model, loader, config, callbacks)
         # A partial, because Fabric would take arguments apart to look for modules.
-        work = partial(_fit_in_process, model=model, feed=feed, config=config, hooks=hooks)
+        work = partial(_fit_in_process, model=model, loader=loader, config=config, callbacks=callbacks)
         weights, rows, stopped_early = fabric.launch(work)
         return FitResult({name: torch.as_tensor(array) for name, array in weights.items()}, rows, stopped_early)
     except NonFiniteStep as error:
@@ -471,26 +476,26 @@ def launch(fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, ho
 
 
 def _fit_in_process(
-    fabric: Fabric, model: CountModel, feed: Feed, config: LoopConfig, hooks: Hooks
+    fabric: Fabric, model: CountModel, loader: BatchLoader, config: LoopConfig, callbacks: Sequence[Callback]
 ) -> tuple[dict[str, np.ndarray], list[Row], bool]:
     # A model sent to a process lies in memory that all of them share; each needs weights of its own to step on.
-    result = fit(fabric, copy.deepcopy(model), feed, config, *hooks)
+    result = fit(fabric, copy.deepcopy(model), loader, config, callbacks)
     # Tensors sent back would live in shared memory that goes with the process; arrays are copied.
     return {name: tensor.numpy() for name, tensor in result.weights.items()}, result.rows, result.stopped_early
 
 
 def _explain(error: NonFiniteStep, data: Dataset) -> str:
-    offender = error.offender
+    at = error.at
     where = []
-    if offender.gene is not None and offender.modality is not None:
-        where.append(f"gene {data.registry.modality(offender.modality).feature_names[offender.gene]!r}")
+    if at.gene is not None and at.modality is not None:
+        where.append(f"gene {data.registry.modality(at.modality).feature_names[at.gene]!r}")
     if error.row is not None:
         where.append(f"cell {str(data.obs_names[error.row])!r}")
-    if offender.batch_code is not None and data.registry.columns[0].key is not None:
-        where.append(f"batch {data.registry.columns[0].categories[offender.batch_code]!r}")
+    if at.batch_code is not None and data.registry.columns[0].key is not None:
+        where.append(f"batch {data.registry.columns[0].categories[at.batch_code]!r}")
     place = f" ({', '.join(where)})" if where else ""
     return (
-        f"Training stopped in epoch {error.epoch}: {offender.quantity} is not finite{place}, and halving the "
+        f"Training stopped in epoch {error.epoch}: {at.quantity} is not finite{place}, and halving the "
         "learning rate "
         "repeatedly did not help. Look at the counts there; if they are right, train with a lower "
         f"plan_kwargs={{'lr': ...}} or with "

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from countvi import ops
+from countvi.likelihoods.base import CountRate
 from countvi.ops import Link, Rows
 from countvi.typing import Cells, CellsGenes, CellsHidden
 
 
 @dataclass(frozen=True, eq=False)
-class AmbientRate:
+class AmbientRate(CountRate):
     """mu = library * scaling * (rho + background), where rho is the softplus of a linear map.
 
     Parameters
@@ -77,10 +78,15 @@ class AmbientRate:
         log_mu = self.log_library[..., None] + self._log_total
         return log_mu if self.log_scaling is None else log_mu + self.log_scaling.of_cells()
 
-    @property
-    def mean(self) -> CellsGenes:
-        """mu, in counts, shape ``(*samples, cells, genes)``."""
-        return self.log_mean.exp()
+    def expression(self, *, library: bool, background: bool) -> CellsGenes:
+        """See :meth:`CountRate.expression`; counts without the background are the cell's own share of mu."""
+        if library:
+            return self.mean if background else self.mean * self.own_share
+        return self.scale_with_background if background else self.scale
+
+    def decoded(self) -> dict[str, Tensor]:
+        """See :meth:`CountRate.decoded`."""
+        return {"the decoder's output (logits of rho)": self.logits}
 
     @property
     def own_share(self) -> CellsGenes:

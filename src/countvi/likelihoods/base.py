@@ -1,10 +1,10 @@
-"""What every distribution of counts can be asked."""
+"""What every distribution of counts, and every mean of counts, can be asked."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -12,15 +12,52 @@ from torch.distributions import Distribution, constraints
 
 from countvi.batch import CountBlock
 from countvi.errors import MismatchError, OptionError
-from countvi.likelihoods.ambient_rate import AmbientRate
-from countvi.likelihoods.mixed_rate import MixedRate
-from countvi.likelihoods.mixture_rate import MixtureRate
-from countvi.likelihoods.rate import Rate
-from countvi.likelihoods.shape_rate import ShapeRate
 from countvi.typing import Cells, CellsGenes
 
-CountRate = Rate | AmbientRate | ShapeRate | MixedRate | MixtureRate
-"""How a mean can be made."""
+
+class CountRate(Protocol):
+    """The mean of the counts before any dropout: how it is made from what the decoder gives."""
+
+    @property
+    @abstractmethod
+    def batch_shape(self) -> torch.Size:
+        """``(*samples, cells)``."""
+
+    @property
+    @abstractmethod
+    def n_genes(self) -> int:
+        """Number of genes."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> CellsGenes:
+        """Expected frequencies, shape ``(*samples, cells, genes)``."""
+
+    @property
+    @abstractmethod
+    def log_mean(self) -> CellsGenes:
+        """Logarithm of mu, shape ``(*samples, cells, genes)``."""
+
+    @property
+    def mean(self) -> CellsGenes:
+        """mu, in counts, shape ``(*samples, cells, genes)``."""
+        return self.log_mean.exp()
+
+    def expression(self, *, library: bool, background: bool) -> CellsGenes:
+        """Expected expression, shape ``(*samples, cells, genes)``.
+
+        Parameters
+        ----------
+        library
+            In counts at the library size of the cell; else in frequencies.
+        background
+            With the ambient background, if the mean has one.
+        """
+        return self.mean if library else self.scale
+
+    @abstractmethod
+    def decoded(self) -> dict[str, Tensor]:
+        """What the decoder gave, by name, ``(..., genes)`` each: where to look for what is not finite."""
 
 
 class CountLikelihood(Distribution, ABC):
@@ -113,8 +150,7 @@ class CountLikelihood(Distribution, ABC):
     def decoded(self) -> dict[str, Tensor]:
         """What the decoder gave, by name, ``(..., genes)`` each: where to look for what is not finite."""
         parameters = {"theta": self.theta, "pi": self.dropout_probability}
-        found = {"the decoder's output (logits of rho)": self.rate.logits}
-        return found | {letter: value for letter, value in parameters.items() if value is not None}
+        return self.rate.decoded() | {letter: value for letter, value in parameters.items() if value is not None}
 
     def _check(self, counts: CountBlock) -> None:
         name = type(self).__name__

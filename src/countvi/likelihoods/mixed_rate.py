@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from countvi.likelihoods.base import CountRate
 from countvi.typing import Cells, CellsGenes
 
 
 @dataclass(frozen=True, eq=False)
-class MixedRate:
+class MixedRate(CountRate):
     r"""mu = shape * exp(p_logits), with the shape of a spot the sum of those of its types and of noise.
 
     .. math:: \text{shape}_{sg} = \ell_s \Big( \alpha_g \sum_c \beta_{sc}\, \mathrm{softplus}(w_g h_{sc} + b_g)
@@ -108,7 +109,6 @@ class MixedRate:
         frequencies = self.per_library * self.p_logits.exp()
         return frequencies / frequencies.sum(-1, keepdim=True)
 
-    @property
-    def logits(self) -> Tensor:
-        """What the decoder gives, shape ``(*samples, spots, types, hidden)``."""
-        return self.hidden
+    def decoded(self) -> dict[str, Tensor]:
+        """See :meth:`CountRate.decoded`."""
+        return {"the sum of what was decoded for each type": self.per_library}

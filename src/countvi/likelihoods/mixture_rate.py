@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from countvi.likelihoods.base import CountRate
 from countvi.typing import CellsGenes
 
 
 @dataclass(frozen=True, eq=False)
-class MixtureRate:
+class MixtureRate(CountRate):
     """Background beta with probability pi, else foreground beta * alpha.
 
     Parameters
@@ -47,11 +48,6 @@ class MixtureRate:
         return self.log_beta.shape[-1]
 
     @property
-    def logits(self) -> CellsGenes:
-        """Log-odds of background."""
-        return self.pi_logits
-
-    @property
     def log_background(self) -> CellsGenes:
         """Logarithm of the background mean in counts, shape ``(*samples, cells, proteins)``."""
         return self.log_beta if self.log_efficiency is None else self.log_beta + self.log_efficiency
@@ -73,10 +69,10 @@ class MixtureRate:
         return (-self.pi_logits).sigmoid()
 
     @property
-    def mean(self) -> CellsGenes:
-        """Expected counts at the drawn background, shape ``(*samples, cells, proteins)``."""
+    def log_mean(self) -> CellsGenes:
+        """Logarithm of the expected counts at the drawn background, shape ``(*samples, cells, proteins)``."""
         log_pi, log_not_pi = functional.logsigmoid(self.pi_logits), functional.logsigmoid(-self.pi_logits)
-        return (self.log_background + torch.logaddexp(log_pi, log_not_pi + self.log_alpha)).exp()
+        return self.log_background + torch.logaddexp(log_pi, log_not_pi + self.log_alpha)
 
     @property
     def foreground(self) -> CellsGenes:
@@ -87,3 +83,7 @@ class MixtureRate:
     def scale(self) -> CellsGenes:
         """Share of each protein in the foreground of a cell; they sum to one."""
         return (functional.logsigmoid(-self.pi_logits) + self.log_foreground).softmax(-1)
+
+    def decoded(self) -> dict[str, Tensor]:
+        """See :meth:`CountRate.decoded`."""
+        return {"log_beta": self.log_beta, "log_alpha": self.log_alpha, "pi_logits": self.pi_logits}

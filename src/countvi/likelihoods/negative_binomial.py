@@ -9,8 +9,7 @@ from torch import Tensor
 
 from countvi import ops
 from countvi.batch import CountBlock
-from countvi.likelihoods.ambient_rate import AmbientRate
-from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.base import CountLikelihood, CountRate
 from countvi.likelihoods.rate import Rate
 from countvi.typing import Cells, CellsGenes
 
@@ -57,14 +56,14 @@ class NegativeBinomial(CountLikelihood):
         return sample_negative_binomial(self.rate, self.log_theta, sample_shape, generator)
 
 
-def negative_binomial_variance(rate: Rate | AmbientRate, log_theta: Tensor) -> CellsGenes:
+def negative_binomial_variance(rate: CountRate, log_theta: Tensor) -> CellsGenes:
     """Return mu + mu^2 / theta, shape ``(*samples, cells, genes)``."""
     log_mu = rate.log_mean
     return log_mu.exp() + (2 * log_mu - log_theta).exp()
 
 
 def sample_negative_binomial(
-    rate: Rate | AmbientRate, log_theta: Tensor, sample_shape: Sequence[int], generator: torch.Generator | None
+    rate: CountRate, log_theta: Tensor, sample_shape: Sequence[int], generator: torch.Generator | None
 ) -> CellsGenes:
     """Draw from the Poisson around a Gamma, shape ``(*sample_shape, *samples, cells, genes)``."""
     mu, theta = torch.broadcast_tensors(rate.mean, log_theta.exp())

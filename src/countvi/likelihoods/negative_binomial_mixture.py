@@ -81,9 +81,3 @@ class NegativeBinomialMixture(CountLikelihood):
             "background_probability": rate.pi_logits.sigmoid(),
             "dispersions": self.theta.expand_as(rate.log_beta),
         }
-
-    def decoded(self) -> dict[str, Tensor]:
-        """See :meth:`CountLikelihood.decoded`."""
-        rate = self.rate
-        found = {"log_beta": rate.log_beta, "log_alpha": rate.log_alpha, "pi_logits": rate.pi_logits}
-        return found | {"theta": self.theta}

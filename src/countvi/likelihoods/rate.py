@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+from abc import ABC
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from countvi import ops
+from countvi.likelihoods.base import CountRate
 from countvi.ops import Link
 from countvi.typing import Cells, CellsGenes
 
 
 @dataclass(frozen=True, eq=False)
-class Rate:
-    """mu = library * rho, where rho is the softmax or softplus of the logits.
+class LogitRate(CountRate, ABC):
+    """A mean that is made from one number per cell and gene.
 
     Parameters
     ----------
@@ -23,13 +25,10 @@ class Rate:
     log_library
         Logarithm of the library size or size factor, shape ``(*samples, cells)`` or ``(cells,)``; ``-inf`` for an empty
         cell.
-    link
-        How logits become rho.
     """
 
     logits: CellsGenes
     log_library: Cells
-    link: Link
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -40,6 +39,25 @@ class Rate:
     def n_genes(self) -> int:
         """Number of genes."""
         return self.logits.shape[-1]
+
+    def decoded(self) -> dict[str, Tensor]:
+        """See :meth:`CountRate.decoded`."""
+        return {"the decoder's output (logits of rho)": self.logits}
+
+
+@dataclass(frozen=True, eq=False)
+class Rate(LogitRate):
+    """mu = library * rho, where rho is the softmax or softplus of the logits.
+
+    Parameters
+    ----------
+    logits, log_library
+        As in :class:`LogitRate`.
+    link
+        How logits become rho.
+    """
+
+    link: Link
 
     @property
     def log_scale(self) -> CellsGenes:
@@ -56,11 +74,37 @@ class Rate:
         """Logarithm of mu, shape ``(*samples, cells, genes)``."""
         return ops.log_rate(self.logits, self.log_library, self.link)
 
-    @property
-    def mean(self) -> CellsGenes:
-        """mu, in counts, shape ``(*samples, cells, genes)``."""
-        return self.log_mean.exp()
 
-    def with_log_library(self, log_library: Cells) -> Rate:
-        """Return the same rho with another library size."""
-        return dataclasses.replace(self, log_library=log_library)
+@dataclass(frozen=True, eq=False)
+class ShapeRate(LogitRate):
+    """mu = shape * exp(p_logits), with shape = library * softplus(logits): a negative binomial by rate and shape.
+
+    Parameters
+    ----------
+    logits, log_library
+        As in :class:`LogitRate`.
+    p_logits
+        Logit of the success probability p of each gene, shape ``(genes,)``; a count has variance mu / (1 - p).
+    """
+
+    p_logits: Tensor
+
+    @property
+    def shape(self) -> CellsGenes:
+        """The shape of each count, shape ``(*samples, cells, genes)``."""
+        return ops.log_rate(self.logits, self.log_library, Link.SOFTPLUS).exp()
+
+    @property
+    def log_mean(self) -> CellsGenes:
+        """Logarithm of mu, shape ``(*samples, cells, genes)``."""
+        return ops.log_rate(self.logits, self.log_library, Link.SOFTPLUS) + self.p_logits
+
+    @property
+    def log_scale(self) -> CellsGenes:
+        """Logarithm of the expected frequencies, shape ``(*samples, cells, genes)``."""
+        return (ops.log_scale(self.logits, Link.SOFTPLUS) + self.p_logits).log_softmax(-1)
+
+    @property
+    def scale(self) -> CellsGenes:
+        """Expected frequencies: mu over its sum over genes, shape ``(*samples, cells, genes)``."""
+        return self.log_scale.exp()

@@ -11,7 +11,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.mixed_rate import MixedRate
-from countvi.likelihoods.shape_rate import ShapeRate
+from countvi.likelihoods.rate import ShapeRate
 from countvi.typing import Cells, CellsGenes
 
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from torch import Tensor
 
 from countvi.batch import RNA, Batch, Design, Factor
-from countvi.likelihoods import CountLikelihood
-from countvi.models._base import CountModel
+from countvi.likelihoods.base import CountLikelihood
+from countvi.models.count_model import CountModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.library import ObservedLibrary
 from countvi.nn.linear import CovariateFeatures

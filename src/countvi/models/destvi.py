@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from countvi.batch import RNA, Batch, Design
-from countvi.likelihoods import MixedRate, RateShapeNegativeBinomial
-from countvi.models._base import CountModel
+from countvi.likelihoods.mixed_rate import MixedRate
+from countvi.likelihoods.rate_shape import RateShapeNegativeBinomial
+from countvi.models.count_model import CountModel
 from countvi.nn.latent import Point
 from countvi.nn.library import ObservedLibrary
 from countvi.nn.linear import Head

@@ -8,11 +8,12 @@ from typing import Generic, NamedTuple, TypeVar, cast
 from torch import Tensor, nn
 
 from countvi.batch import Batch, CountBlock, Design
-from countvi.likelihoods import AmbientRate, GammaPoisson
-from countvi.models._base import CountModel
+from countvi.likelihoods.ambient_rate import AmbientRate
+from countvi.likelihoods.gamma_poisson import GammaPoisson
+from countvi.models.count_model import CountModel
 from countvi.nn.joint import JointEncoder
 from countvi.nn.latent import Gaussian, Latent, side_by_side
-from countvi.nn.levels import Taught, taught
+from countvi.nn.levels import ModalityTables, level_tables
 from countvi.nn.library import ResidualLibrary
 from countvi.nn.linear import CovariateFeatures, Head
 from countvi.nn.mlp import Mlp
@@ -31,7 +32,7 @@ class Latents(NamedTuple, Generic[T]):
     """Log library size in counts, ``(cells, modalities)``."""
 
 
-class Modality(nn.Module):
+class ModalityModel(nn.Module):
     r"""How a cell state becomes the counts of one modality.
 
     Parameters
@@ -129,7 +130,7 @@ class Regularized(CountModel):
     """
 
     def __init__(
-        self, *, modalities: Mapping[str, Modality], encode_z: JointEncoder, covariates: CovariateFeatures
+        self, *, modalities: Mapping[str, ModalityModel], encode_z: JointEncoder, covariates: CovariateFeatures
     ) -> None:
         super().__init__()
         self.names = tuple(modalities)
@@ -138,9 +139,9 @@ class Regularized(CountModel):
         self.covariates = covariates
 
     @property
-    def modalities(self) -> dict[str, Modality]:
+    def modalities(self) -> dict[str, ModalityModel]:
         """The parts by name."""
-        return dict(zip(self.names, cast("list[Modality]", list(self.parts)), strict=True))
+        return dict(zip(self.names, cast("list[ModalityModel]", list(self.parts)), strict=True))
 
     def guide(self, batch: Batch) -> Latents[Latent]:
         """q(z, log l | x)."""
@@ -174,12 +175,12 @@ class Regularized(CountModel):
         """Return z."""
         return latents.z
 
-    def taught_by(self, modality: str) -> Sequence[Taught]:
+    def level_tables(self, modality: str) -> Sequence[ModalityTables]:
         """What covariates do in the decoder of a modality, and its background unless that has a prior to stay at."""
         part = self.modalities[modality]
-        tables, background = taught(part.decode), part.background
+        tables, background = level_tables(part.decode), part.background
         if background is not None and background.prior is None:
-            tables.append(Taught(background, by_feature=True))
+            tables.append(ModalityTables(background, by_feature=True))
         return tables
 
     def log_prior(self) -> Mapping[str, Tensor]:

@@ -8,8 +8,9 @@ from typing import Generic, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from countvi.batch import RNA, Batch, Design
-from countvi.likelihoods import CountLikelihood, Rate
-from countvi.models._base import CountModel
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.rate import Rate
+from countvi.models.count_model import CountModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Latent
 from countvi.nn.library import Library

@@ -7,25 +7,24 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from countvi.batch import PROTEIN, RNA, Batch, Design
-from countvi.likelihoods import CountLikelihood, MixtureRate, NegativeBinomialMixture, Rate
-from countvi.models._base import Conditional, CountModel
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.negative_binomial_mixture import NegativeBinomialMixture
+from countvi.likelihoods.rate import Rate
+from countvi.models.count_model import Conditional, CountModel
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.latent import Gaussian, Latent
-from countvi.nn.levels import Taught, taught
+from countvi.nn.levels import ModalityTables, level_tables
 from countvi.nn.library import Library
 from countvi.nn.linear import Appended, CovariateFeatures, LastLayer
-from countvi.nn.observation import Dispersion, Observation
-from countvi.nn.protein import BackgroundPrior, Efficiency
+from countvi.nn.observation import Observation, ProteinDecoder
 from countvi.nn.trunks import Trunks
 from countvi.ops import Link
 from countvi.typing import CellsLatent
 
 T = TypeVar("T", Latent, Tensor)
 
-_MIN_SCALE = 1e-8
 N_TRUNKS = 4
 """Of rho, of beta, of alpha and of pi."""
 
@@ -39,65 +38,6 @@ class Latents(NamedTuple, Generic[T]):
     """Log library size of the RNA, ``(cells,)``."""
     epsilon: T
     """Standard normal numbers of which the log background is made once z is known, ``(cells, proteins)``."""
-
-
-class ProteinDecoder(nn.Module):
-    r"""How a decoded cell becomes the counts of its proteins.
-
-    Parameters
-    ----------
-    loc, scale
-        Last layers of :math:`q(\log\beta \mid z, s)`: its mean, and its standard deviation without the link.
-    alpha
-        Last layer of :math:`g_\alpha`, without the link.
-    pi
-        Last layer of :math:`h_\pi`, without the link.
-    log_phi
-        :math:`\log\phi`.
-    prior
-        :math:`c` and :math:`d`.
-    exponential
-        Whether the link of the standard deviation is the exponential; otherwise it is the softplus.
-    efficiency
-        :math:`e`; ``None`` for one.
-    """
-
-    def __init__(
-        self,
-        *,
-        loc: LastLayer,
-        scale: LastLayer,
-        alpha: LastLayer,
-        pi: LastLayer,
-        log_phi: Dispersion,
-        prior: BackgroundPrior,
-        exponential: bool = False,
-        efficiency: Efficiency | None = None,
-    ) -> None:
-        super().__init__()
-        self.loc = loc
-        self.scale = scale
-        self.alpha = alpha
-        self.pi = pi
-        self.log_phi = log_phi
-        self.prior = prior
-        self.exponential = exponential
-        self.efficiency = efficiency
-
-    def rate(
-        self, background: Tensor, foreground: Tensor, mixing: Tensor, epsilon: Tensor, design: Design
-    ) -> MixtureRate:
-        """Return both means from the hidden units of three trunks and from epsilon ``(*samples, cells, proteins)``."""
-        loc, scale = self.loc(background), self.scale(background)
-        scale = scale.exp() if self.exponential else functional.softplus(scale) + _MIN_SCALE
-        return MixtureRate(
-            log_beta=loc + scale * epsilon,
-            loc=loc,
-            scale_of_log=scale,
-            log_alpha=functional.relu(self.alpha(foreground)).log1p(),
-            pi_logits=self.pi(mixing),
-            log_efficiency=None if self.efficiency is None else self.efficiency(design),
-        )
 
 
 class TOTALVI(CountModel):
@@ -235,11 +175,11 @@ class TOTALVI(CountModel):
         """Return z, on the simplex with ``latent_distribution="ln"``."""
         return self.to_state(latents.z)
 
-    def taught_by(self, modality: str) -> Sequence[Taught]:
+    def level_tables(self, modality: str) -> Sequence[ModalityTables]:
         """What covariates do to proteins; efficiencies stay at their prior, and RNA may need the trunk of pi, too."""
-        tables = [one for one in taught(self.protein, by_feature=True) if one.part is not self.protein.efficiency]
+        tables = [one for one in level_tables(self.protein, by_feature=True) if one.part is not self.protein.efficiency]
         shared = any(isinstance(part, LastLayer) for part in self.observe.modules())
-        return [*tables, *self.decode.taught(range(1, N_TRUNKS - shared))] if modality == PROTEIN else ()
+        return [*tables, *self.decode.level_tables(range(1, N_TRUNKS - shared))] if modality == PROTEIN else ()
 
     def log_prior(self) -> Mapping[str, Tensor]:
         """Log-prior of the efficiencies."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from countvi import ops
 from countvi.batch import CountBlock, Design, Factor
 from countvi.nn.latent import Gaussian
+from countvi.nn.linear import CountInput
 from countvi.nn.mlp import Mlp, MlpConfig
 
 # Keeps a posterior from collapsing onto a point (scvi-tools: var_eps).
@@ -62,7 +63,7 @@ class GaussianEncoder(nn.Module):
         """Return the posterior, ``(cells, n_out)``, or ``(cells,)`` for a single number per cell."""
         blocks = (counts, *others)
         divisors = [1.0 + block.totals() / block.n_features if self.divide else None for block in blocks]
-        h = self.mlp.from_counts(blocks, features, design, self.log1p, divisors)
+        h = self.mlp(CountInput(blocks, self.log1p, divisors), features, design)
         loc, log_variance = self.loc(h), self.log_variance(h)
         scale = ops.standard_deviation(log_variance, _MIN_VARIANCE, _MAX_LOG_VARIANCE)
         if self.event_dims == 0:

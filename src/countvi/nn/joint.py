@@ -1,4 +1,4 @@
-"""From the counts of several modalities to the posterior of one cell state.
+"""Encoders of several modalities: from their counts to the posterior of one cell state.
 
 Where a modality was not measured, it adds nothing: its slice of the state keeps the prior, and it has no weight in a
 mean. With one modality the three ways are the same.

@@ -1,4 +1,4 @@
-"""Tables with a row per level of covariates: who has them, and which rows the cells of a minibatch take."""
+"""Tables with a row per level of covariates: their base class, and which rows the cells of a minibatch take."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class ByLevel(nn.Module, ABC):
     """Whether a covariate with one level has a row; if not, it is as if that row were zero."""
 
 
-class Taught(NamedTuple):
-    """Tables that the counts of one modality teach, and nothing else does."""
+class ModalityTables(NamedTuple):
+    """Tables that are learned from the counts of one modality alone."""
 
     part: ByLevel
     """What has them."""
     by_feature: bool
-    """Whether each column belongs to a feature, which teaches it; else all features teach all columns."""
+    """Whether each column is learned from a feature of its own; else all columns from all features."""
     columns: slice = slice(None)
     """The columns that are meant, of those that do not belong to features."""
 
 
-def taught(module: nn.Module, *, by_feature: bool = False) -> list[Taught]:
-    """Return the tables of a module that the counts of one modality teach as a whole."""
-    return [Taught(part, by_feature) for part in module.modules() if isinstance(part, ByLevel)]
+def level_tables(module: nn.Module, *, by_feature: bool = False) -> list[ModalityTables]:
+    """Return the tables of a module that is learned from the counts of one modality alone."""
+    return [ModalityTables(part, by_feature) for part in module.modules() if isinstance(part, ByLevel)]
 
 
 @torch.no_grad()
-def fill_untaught(tables: Taught, factor: Factor, lacking: Tensor) -> None:
+def fill_levels_without_data(tables: ModalityTables, factor: Factor, lacking: Tensor) -> None:
     """Give levels that had nothing to learn from the mean of those that had.
 
     Parameters
@@ -63,12 +63,12 @@ def fill_untaught(tables: Taught, factor: Factor, lacking: Tensor) -> None:
     if factor not in part.factors:
         return
     start = sum(other.n_levels for other in part.factors[: part.factors.index(factor)])
-    untaught = lacking if tables.by_feature else lacking.all(1, keepdim=True)
-    has = ~untaught
+    without_data = lacking if tables.by_feature else lacking.all(1, keepdim=True)
+    has = ~without_data
     for name in part.tables:
         rows = part.get_parameter(name)[start : start + factor.n_levels, columns]
         mean = (rows * has).sum(0) / has.sum(0).clamp(min=1)
-        rows.copy_(torch.where(untaught & has.any(0), mean, rows))
+        rows.copy_(torch.where(without_data & has.any(0), mean, rows))
 
 
 class Combinations(NamedTuple):

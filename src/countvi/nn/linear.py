@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,34 @@ class LevelTable(ByLevel):
             return functional.embedding(design.levels(self.factors[0]), self.weight)
         rows = design.codes.index_select(1, self.columns) + self.offsets
         return functional.embedding(rows, self.weight).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class CountInput:
+    """Sparse counts as the input of a network.
+
+    Parameters
+    ----------
+    blocks
+        Of one modality, or of each.
+    log1p
+        Take log(1 + x) of them.
+    divisors
+        What those of each modality are divided by before that, ``(cells,)`` or ``None``.
+    """
+
+    blocks: Sequence[CountBlock]
+    log1p: bool
+    divisors: Sequence[Cells | None] = (None,)
+
+    def dropped(self, share: float) -> CountInput:
+        """Return them with a share of the entries dropped; what is zero stays zero, dropped or not."""
+        blocks = []
+        for block, divisor in zip(self.blocks, self.divisors, strict=True):
+            block = block if divisor is None else block.divide_rows(divisor)
+            block = block.map(torch.log1p) if self.log1p else block
+            blocks.append(block.map(lambda x: functional.dropout(x, share)))
+        return CountInput(blocks, log1p=False, divisors=[None] * len(blocks))
 
 
 class Linear(nn.Module):
@@ -100,40 +129,15 @@ class Linear(nn.Module):
                 # Drawn row by row, however it is stored.
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
-        """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_out)``."""
-        return self.add_covariates(functional.linear(x, self.weight, self.bias), features, design)
-
-    def from_counts(
-        self,
-        counts: CountBlock | Sequence[CountBlock],
-        features: Tensor | None,
-        design: Design,
-        log1p: bool,
-        divisors: Sequence[Cells | None] = (None,),
-    ) -> Tensor:
-        """Map sparse counts to ``(cells, n_out)``.
-
-        Parameters
-        ----------
-        counts
-            Of one modality, or of each.
-        features, design
-            Covariates.
-        log1p
-            Take log(1 + x) of them.
-        divisors
-            What those of each modality are divided by before that, ``(cells,)`` or ``None``.
-        """
-        counts = [counts] if isinstance(counts, CountBlock) else counts
-        first, *others = zip(counts, divisors, strict=True)
-        out = ops.sparse_linear(first[0], self.weight, self.bias, log1p, first[1])
-        for (block, divisor), weight in zip(others, self.others, strict=True):
-            out = out + ops.sparse_linear(block, weight, None, log1p, divisor)
-        return self.add_covariates(out, features, design)
-
-    def add_covariates(self, out: Tensor, features: Tensor | None, design: Design) -> Tensor:
-        """Add what the covariates contribute."""
+    def forward(self, x: Tensor | CountInput, features: Tensor | None, design: Design) -> Tensor:
+        """Map ``(*samples, cells, n_in)``, or sparse counts ``(cells, n_in)``, to ``(*samples, cells, n_out)``."""
+        if isinstance(x, CountInput):
+            first, *others = zip(x.blocks, x.divisors, strict=True)
+            out = ops.sparse_linear(first[0], self.weight, self.bias, x.log1p, first[1])
+            for (block, divisor), weight in zip(others, self.others, strict=True):
+                out = out + ops.sparse_linear(block, weight, None, x.log1p, divisor)
+        else:
+            out = functional.linear(x, self.weight, self.bias)
         if self.features is not None:
             assert features is not None, "a layer with covariate features got none"
             out = out + functional.linear(features, self.features)

@@ -1,4 +1,4 @@
-"""How much of each type is in a spot: a mixture of known profiles."""
+"""Abundances of cell types in spots as mixtures of known profiles, by least squares and by Poisson likelihood."""
 
 from __future__ import annotations
 

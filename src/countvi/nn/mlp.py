@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from countvi import ops
-from countvi.batch import CountBlock, Design, Factor
-from countvi.nn.linear import Linear
-from countvi.typing import Cells
+from countvi.batch import Design, Factor
+from countvi.nn.linear import CountInput, Linear
 
 # Running statistics forget with 1 / momentum steps; see BatchNorm.
 _MOMENTUM = 0.05
@@ -112,27 +111,11 @@ class Block(nn.Module):
         self.layer_norm = config.layer_norm
         self.dropout, self.drop_input = (0.0, config.dropout) if config.drop_input else (config.dropout, 0.0)
 
-    def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
-        """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_hidden)``."""
-        return self.activate(self.linear(functional.dropout(x, self.drop_input, self.training), features, design))
-
-    def from_counts(
-        self,
-        counts: CountBlock | Sequence[CountBlock],
-        features: Tensor | None,
-        design: Design,
-        log1p: bool,
-        divisors: Sequence[Cells | None] = (None,),
-    ) -> Tensor:
-        """Map sparse counts to ``(cells, n_hidden)``; see :meth:`countvi.nn.linear.Linear.from_counts`."""
+    def forward(self, x: Tensor | CountInput, features: Tensor | None, design: Design) -> Tensor:
+        """Map ``(*samples, cells, n_in)``, or sparse counts ``(cells, n_in)``, to ``(*samples, cells, n_hidden)``."""
         if self.drop_input and self.training:
-            # What is zero stays zero, dropped or not.
-            pairs = zip([counts] if isinstance(counts, CountBlock) else counts, divisors, strict=True)
-            counts = [block if divisor is None else block.divide_rows(divisor) for block, divisor in pairs]
-            counts = [block.map(torch.log1p) if log1p else block for block in counts]
-            counts = [block.map(lambda x: functional.dropout(x, self.drop_input)) for block in counts]
-            log1p, divisors = False, [None] * len(counts)
-        return self.activate(self.linear.from_counts(counts, features, design, log1p, divisors))
+            x = x.dropped(self.drop_input) if isinstance(x, CountInput) else functional.dropout(x, self.drop_input)
+        return self.activate(self.linear(x, features, design))
 
     def slopes(
         self, x: Tensor, slopes: Tensor | None, features: Tensor | None, design: Design
@@ -200,23 +183,10 @@ class Mlp(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.layers))
 
-    def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Tensor:
-        """Map ``(*samples, cells, n_in)`` to ``(*samples, cells, n_hidden)``."""
-        for block in self._blocks():
-            x = block(x, features, design)
-        return x
-
-    def from_counts(
-        self,
-        counts: CountBlock | Sequence[CountBlock],
-        features: Tensor | None,
-        design: Design,
-        log1p: bool,
-        divisors: Sequence[Cells | None] = (None,),
-    ) -> Tensor:
-        """Map sparse counts to ``(cells, n_hidden)``; see :meth:`countvi.nn.linear.Linear.from_counts`."""
+    def forward(self, x: Tensor | CountInput, features: Tensor | None, design: Design) -> Tensor:
+        """Map ``(*samples, cells, n_in)``, or sparse counts ``(cells, n_in)``, to ``(*samples, cells, n_hidden)``."""
         first, *rest = self._blocks()
-        h = first.from_counts(counts, features, design, log1p, divisors)
+        h = first(x, features, design)
         for block in rest:
             h = block(h, features, design)
         return h

@@ -1,11 +1,8 @@
-"""Observation models: from a decoded cell to the distribution of its counts.
-
-Each builds only the parameters that its likelihood uses.
-"""
+"""Observation models, from a decoded cell to the distribution of its counts; inverse dispersions; protein counts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,20 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from countvi.batch import Design, Factor
-from countvi.likelihoods import (
-    CountLikelihood,
-    NegativeBinomial,
-    Normal,
-    Poisson,
-    Rate,
-    RateShapeNegativeBinomial,
-    ShapeRate,
-    ZeroInflatedNegativeBinomial,
-)
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.mixture_rate import MixtureRate
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.rate import Rate, ShapeRate
+from countvi.likelihoods.rate_shape import RateShapeNegativeBinomial
 from countvi.nn.levels import ByLevel
-from countvi.nn.linear import Head, head
+from countvi.nn.linear import Head, LastLayer, head
+from countvi.nn.protein import BackgroundPrior, Efficiency
 from countvi.ops import Link
 from countvi.typing import Cells
+
+# Keeps the posterior of a background from collapsing onto a point.
+_MIN_SCALE = 1e-8
 
 
 class PerGene(nn.Module):
@@ -73,56 +69,31 @@ Dispersion = PerGene | PerGeneLevel | PerGeneCell
 """Any of the three."""
 
 
-class ObserveNegativeBinomial(nn.Module):
-    """Counts are negative binomial with inverse dispersion theta."""
+class Observation(nn.Module):
+    """From a decoded cell to the distribution of its counts.
 
-    def __init__(self, log_theta: Dispersion) -> None:
-        super().__init__()
-        self.log_theta = log_theta
-
-    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
-        """Return the distribution of the counts."""
-        return NegativeBinomial(rate, self.log_theta(hidden, design))
-
-
-class ObserveZeroInflated(nn.Module):
-    """Counts are negative binomial, or zero with a decoded dropout probability pi.
-
-    Hidden units may end in the one-hot levels of covariates.
+    Parameters
+    ----------
+    likelihood
+        The distribution, which is made of a rate and of its parameters.
+    parameters
+        Where those come from, by name: a :data:`Dispersion`, or a last layer. What a last layer gives is passed on as a
+        function, which costs nothing until it is called.
     """
 
-    def __init__(self, log_theta: Dispersion, n_hidden: int, n_genes: int, factors: Sequence[Factor] = ()) -> None:
+    def __init__(self, likelihood: Callable[..., CountLikelihood], **parameters: Dispersion | LastLayer) -> None:
         super().__init__()
-        self.log_theta = log_theta
-        self.pi_logits = head(n_hidden, n_genes, factors)
+        self.likelihood = likelihood
+        for name, part in parameters.items():
+            self.add_module(name, part)
 
     def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
-        """Return the distribution of the counts."""
-        return ZeroInflatedNegativeBinomial(rate, self.log_theta(hidden, design), partial(self.pi_logits, hidden))
-
-
-class ObservePoisson(nn.Module):
-    """Counts are Poisson."""
-
-    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
-        """Return the distribution of the counts."""
-        return Poisson(rate)
-
-
-class ObserveNormal(nn.Module):
-    """Values are normal around the rate, with a standard deviation per gene (or batch, label, cell)."""
-
-    def __init__(self, log_scale: Dispersion) -> None:
-        super().__init__()
-        self.log_scale = log_scale
-
-    def forward(self, rate: Rate, hidden: Tensor, design: Design) -> CountLikelihood:
-        """Return the distribution of the values."""
-        return Normal(rate, self.log_scale(hidden, design))
-
-
-Observation = ObserveNegativeBinomial | ObserveZeroInflated | ObservePoisson | ObserveNormal
-"""Any of the four."""
+        """Return the distribution of the counts; hidden units may end in the one-hot levels of covariates."""
+        parameters = {
+            name: partial(part, hidden) if isinstance(part, LastLayer) else part(hidden, design)
+            for name, part in self.named_children()
+        }
+        return self.likelihood(rate, **parameters)
 
 
 class ObserveRateShape(nn.Module):
@@ -172,3 +143,62 @@ class ObserveMeanDispersion(nn.Module):
 
 CountsGivenState = ObserveRateShape | ObserveMeanDispersion
 """How a decoded state within a type makes counts."""
+
+
+class ProteinDecoder(nn.Module):
+    r"""How a decoded cell becomes the counts of its proteins.
+
+    Parameters
+    ----------
+    loc, scale
+        Last layers of :math:`q(\log\beta \mid z, s)`: its mean, and its standard deviation without the link.
+    alpha
+        Last layer of :math:`g_\alpha`, without the link.
+    pi
+        Last layer of :math:`h_\pi`, without the link.
+    log_phi
+        :math:`\log\phi`.
+    prior
+        :math:`c` and :math:`d`.
+    exponential
+        Whether the link of the standard deviation is the exponential; otherwise it is the softplus.
+    efficiency
+        :math:`e`; ``None`` for one.
+    """
+
+    def __init__(
+        self,
+        *,
+        loc: LastLayer,
+        scale: LastLayer,
+        alpha: LastLayer,
+        pi: LastLayer,
+        log_phi: Dispersion,
+        prior: BackgroundPrior,
+        exponential: bool = False,
+        efficiency: Efficiency | None = None,
+    ) -> None:
+        super().__init__()
+        self.loc = loc
+        self.scale = scale
+        self.alpha = alpha
+        self.pi = pi
+        self.log_phi = log_phi
+        self.prior = prior
+        self.exponential = exponential
+        self.efficiency = efficiency
+
+    def rate(
+        self, background: Tensor, foreground: Tensor, mixing: Tensor, epsilon: Tensor, design: Design
+    ) -> MixtureRate:
+        """Return both means from the hidden units of three trunks and from epsilon ``(*samples, cells, proteins)``."""
+        loc, scale = self.loc(background), self.scale(background)
+        scale = scale.exp() if self.exponential else functional.softplus(scale) + _MIN_SCALE
+        return MixtureRate(
+            log_beta=loc + scale * epsilon,
+            loc=loc,
+            scale_of_log=scale,
+            log_alpha=functional.relu(self.alpha(foreground)).log1p(),
+            pi_logits=self.pi(mixing),
+            log_efficiency=None if self.efficiency is None else self.efficiency(design),
+        )

@@ -1,4 +1,4 @@
-"""What is learned about proteins beyond the decoder: the prior of their background, and the efficiency of a batch."""
+"""Prior of the background of proteins, efficiency of a batch, and mixtures of two normals to start them from."""
 
 from __future__ import annotations
 

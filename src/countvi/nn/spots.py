@@ -1,4 +1,4 @@
-"""Where the parameters of a spot come from, and what is believed of them beforehand."""
+"""Parameters of spots, from a table or by a network, and their priors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from countvi.batch import CountBlock, Design
 from countvi.nn.latent import MixtureOfGaussians
+from countvi.nn.linear import CountInput
 from countvi.nn.mlp import Mlp, MlpConfig
 
 # Small enough that spots start alike, and large enough that they can part.
@@ -67,7 +68,7 @@ class Amortised(nn.Module):
 
     def forward(self, counts: CountBlock, design: Design) -> Tensor:
         """Return the parameters of some spots, shape ``(spots, ...)``."""
-        return self.out(self.mlp.from_counts(counts, None, design, log1p=True)).view(-1, *self.shape)
+        return self.out(self.mlp(CountInput((counts,), log1p=True), None, design)).view(-1, *self.shape)
 
 
 SpotParameter = PerSpot | Amortised

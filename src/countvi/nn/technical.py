@@ -1,4 +1,4 @@
-"""What a technical covariate does to counts beyond the decoder: background, scaling of genes, overdispersion.
+"""Background, scaling of genes and dispersion by technical covariates: what these do to counts beyond the decoder.
 
 Each has a row per level, gathered by code. A module returns :class:`~countvi.ops.Rows`, a row per combination of levels
 that occurs in the minibatch, and the log-prior of its parameters.
@@ -19,8 +19,6 @@ from countvi.nn.priors import DispersionPrior, GammaPrior
 from countvi.ops import Rows, log_scale
 from countvi.ops.link import Link
 
-BACKGROUND_PRIOR = GammaPrior(1.0, 100.0)
-"""Small beside the expression of a cell: a mean of 0.01 counts of an average cell per gene."""
 SCALING_PRIOR = GammaPrior(200.0, 200.0)
 """Mean 1, standard deviation 0.07."""
 DISPERSION_PRIOR = DispersionPrior()

@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from countvi.batch import Design, Factor
-from countvi.nn.levels import Taught, taught
+from countvi.nn.levels import ModalityTables, level_tables
 from countvi.nn.linear import Linear
 from countvi.nn.mlp import Block, Mlp, MlpConfig
 
@@ -43,12 +43,12 @@ class Trunks(nn.Module):
         n_rest = n_trunks if rest.n_layers else 0
         self.rest = nn.ModuleList(Mlp(config.n_hidden, rest, 0, deep) for _ in range(n_rest))
 
-    def taught(self, trunks: range) -> list[Taught]:
-        """Return the tables of neighbouring trunks, where one modality alone teaches them."""
+    def level_tables(self, trunks: range) -> list[ModalityTables]:
+        """Return the tables of neighbouring trunks, which are learned from the counts of one modality alone."""
         width = self.first.linear.bias.shape[0] // self.n_trunks
         columns = slice(trunks.start * width, trunks.stop * width)
-        first = [tables._replace(columns=columns) for tables in taught(self.first)]
-        return first + [tables for i in trunks if self.rest for tables in taught(self.rest[i])]
+        first = [tables._replace(columns=columns) for tables in level_tables(self.first)]
+        return first + [tables for i in trunks if self.rest for tables in level_tables(self.rest[i])]
 
     def forward(self, x: Tensor, features: Tensor | None, design: Design) -> Sequence[Tensor]:
         """Map ``(*samples, cells, n_in)`` to as many tensors ``(*samples, cells, n_hidden)`` as there are trunks."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from countvi.batch import Batch
-from countvi.likelihoods import AmbientRate
+from countvi.likelihoods.ambient_rate import AmbientRate
 from countvi.models.regularized import Regularized
 from countvi.query.cells import Cells, map_cells
 from countvi.query.draws import posterior_mean

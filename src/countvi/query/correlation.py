@@ -18,8 +18,9 @@ from torch import Tensor
 from countvi import seeding
 from countvi.batch import RNA
 from countvi.errors import choose
-from countvi.likelihoods import CountLikelihood, NegativeBinomialMixture
-from countvi.models._base import CountModel
+from countvi.likelihoods.base import CountLikelihood
+from countvi.likelihoods.negative_binomial_mixture import NegativeBinomialMixture
+from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, posterior, under
 from countvi.query.scratch import scratch

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from countvi import seeding
 from countvi.batch import RNA
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Stream, draw, generator
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from countvi import seeding
 from countvi.batch import Batch, Design
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.nn.latent import Gaussian, Given, Latent
 
 # Keeps the streams of read-outs apart from those of training with the same seed.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from countvi import seeding
 from countvi.batch import Batch
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, map_cells
 from countvi.query.draws import Stream, draw, generator, passes
 from countvi.query.importance import log_importance, wide

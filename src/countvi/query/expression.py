@@ -14,8 +14,7 @@ from torch import Tensor
 from countvi import seeding
 from countvi.batch import RNA, Batch, Design
 from countvi.errors import OptionError
-from countvi.likelihoods import AmbientRate, CountRate
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, Sink, Writable, evaluation
 from countvi.query.draws import (
     Counterfactual,
@@ -47,23 +46,13 @@ class Scale:
         total: Tensor | None = None
         for counterfactual in self.counterfactuals:
             rate = self.model.generate(latents, under(design, counterfactual))[self.modality].rate
-            values = self._mean(rate) if self.library_size is None else self._scale(rate)
+            values = rate.expression(library=self.library_size is None, background=self.background)
             values = values if self.genes is None else values.index_select(-1, self.genes)
             total = values if total is None else total + values
         assert total is not None, "an average over no counterfactual"
         # Scaled once, after the sum: a factor inside the loop would be easy to apply again and again.
         factor = (1.0 if self.library_size is None else self.library_size) / len(self.counterfactuals)
         return total if factor == 1.0 else total * factor
-
-    def _mean(self, rate: CountRate) -> Tensor:
-        if isinstance(rate, AmbientRate) and not self.background:
-            return rate.mean * rate.own_share
-        return rate.mean
-
-    def _scale(self, rate: CountRate) -> Tensor:
-        if isinstance(rate, AmbientRate) and self.background:
-            return rate.scale_with_background
-        return rate.scale
 
 
 def normalized_expression(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from countvi.batch import Batch
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.nn.latent import Given
 from countvi.query.draws import draw, passes
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from countvi import seeding
 from countvi.batch import Batch
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.nn.latent import Given
 from countvi.query.cells import Cells, map_cells
 from countvi.query.draws import RunningMean, Stream, generator, passes, posterior, posterior_mean

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from countvi.batch import Batch, Design
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Counterfactual, Stream, generator, posterior, repeated
 from countvi.query.importance import Importance, Proposals

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from countvi import seeding
 from countvi.batch import RNA, Batch, CountBlock
-from countvi.likelihoods import Normal
-from countvi.models._base import CountModel
+from countvi.likelihoods.normal import Normal
+from countvi.models.count_model import CountModel
 from countvi.nn.latent import Given
 from countvi.query.cells import Cells, Sink, evaluation, map_cells
 from countvi.query.draws import (

@@ -15,8 +15,8 @@ from torch.nn import functional
 from countvi import seeding
 from countvi.batch import PROTEIN, RNA, Design
 from countvi.errors import OptionError
-from countvi.likelihoods import MixtureRate
-from countvi.models._base import CountModel
+from countvi.likelihoods.mixture_rate import MixtureRate
+from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, Sink, Writable, evaluation
 from countvi.query.draws import (
     Counterfactual,

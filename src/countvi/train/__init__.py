@@ -1,25 +1,24 @@
 """Training: one loop for every model."""
 
+from countvi.train.adversary import BatchAdversary
 from countvi.train.callbacks import Callback, Progress
-from countvi.train.companion import BatchAdversary, Companion
 from countvi.train.config import EarlyStopping, LoopConfig, TrainingPlan, default_max_epochs, scvi_tools_plan
-from countvi.train.feed import Feed
-from countvi.train.guard import NonFiniteStep, Offender
 from countvi.train.history import Row
+from countvi.train.loader import BatchLoader
 from countvi.train.loop import FitResult, fit
 from countvi.train.progress import progress_callback
 from countvi.train.regression import regress
+from countvi.train.rollback import NonFiniteAt, NonFiniteStep
 
 __all__ = [
     "BatchAdversary",
+    "BatchLoader",
     "Callback",
-    "Companion",
     "EarlyStopping",
-    "Feed",
     "FitResult",
     "LoopConfig",
+    "NonFiniteAt",
     "NonFiniteStep",
-    "Offender",
     "Progress",
     "Row",
     "TrainingPlan",

@@ -1,11 +1,11 @@
-"""Hooks into a run."""
+"""Callbacks: what a user runs between the epochs of training."""
 
 from __future__ import annotations
 
 from abc import ABC
 from dataclasses import dataclass
 
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.train.history import Row
 
 

@@ -23,6 +23,7 @@ from countvi.train.history import Row
 from countvi.train.schedules import Plateau, Stopper
 
 _FILE = "checkpoint.safetensors"
+_ADVERSARY = "companions/0/"
 
 
 @dataclass
@@ -43,8 +44,8 @@ class RunState:
         The history of this run.
     best
         Weights at the best validation, for early stopping.
-    companions
-        States of what is trained beside the model.
+    adversary
+        State of the classifier that is trained beside the model, where there is one.
     """
 
     epochs_done: int = 0
@@ -55,7 +56,7 @@ class RunState:
     stopper: Stopper | None = None
     rows: list[Row] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
-    companions: dict[str, Tensor] = field(default_factory=dict)
+    adversary: dict[str, Tensor] = field(default_factory=dict)
 
 
 def signature(model: nn.Module) -> str:
@@ -71,10 +72,9 @@ def write_checkpoint(
     """Write a checkpoint; a crash while writing leaves the previous one."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": value for name, value in slots.items()}
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (state.best or {}).items()}
-    tensors |= {f"companions/{name}": tensor for name, tensor in state.companions.items()}
+    tensors |= {f"{_ADVERSARY}{name}": tensor for name, tensor in state.adversary.items()}
     scalars = {
         "epochs_done": state.epochs_done,
         "steps_done": state.steps_done,
@@ -125,13 +125,13 @@ def read_checkpoint(
             plateau=Plateau(**plateau) if plateau else None,
             stopper=Stopper(**stopper) if stopper else None,
             best=under(tensors, "best/") or None,
-            companions=under(tensors, "companions/"),
+            adversary=under(tensors, _ADVERSARY),
         )
         weights = under(tensors, "model/")
         if missing := model.state_dict().keys() - weights.keys():
             raise KeyError(", ".join(sorted(missing)))
         model.load_state_dict(weights)
-        _load_optimizer(optimizer, under(tensors, "optimizer/"))
+        load_optimizer(optimizer, under(tensors, "optimizer/"))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise _unreadable(path, error) from error
     return state
@@ -161,7 +161,14 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> None:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimiser remembers, by number of the parameter and name."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}/{name}": tensor for index, slots in state.items() for name, tensor in slots.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, slots: dict[str, Tensor]) -> None:
+    """Give an optimiser back what :func:`optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in slots.items():
         index, slot = name.split("/")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from countvi.errors import OptionError, choose, did_you_mean
+from countvi.train.adversary import BatchAdversary
 from countvi.train.schedules import Constant, KlWarmup, OneCycle, Schedule
 
 _SCHEDULES: dict[str, type[Schedule]] = {"one-cycle": OneCycle, "constant": Constant}
@@ -276,6 +277,10 @@ class LoopConfig:
         Continue from the checkpoint if there is one.
     data
         What identifies the data and how they are cut into minibatches; a run is only resumed on the same.
+    adversary
+        The classifier to train against the model, or ``None``.
+    moving_rows
+        Rows that training may change, for parameters of which it may change some only; by name of the parameter.
     """
 
     max_epochs: int
@@ -287,6 +292,8 @@ class LoopConfig:
     checkpoint_dir: Path | None = None
     resume: bool = False
     data: str = ""
+    adversary: BatchAdversary | None = None
+    moving_rows: Mapping[str, tuple[slice, ...]] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued, as JSON values."""
@@ -298,4 +305,5 @@ class LoopConfig:
             "check_val_every_n_epoch": self.check_val_every_n_epoch,
             "early_stopping": dataclasses.asdict(self.early_stopping) if self.early_stopping else None,
             **{f"plan_kwargs[{name!r}]": value for name, value in dataclasses.asdict(self.plan).items()},
+            **({"companions": [type(self.adversary).__name__]} if self.adversary else {}),
         }

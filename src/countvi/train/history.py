@@ -1,4 +1,4 @@
-"""What a run recorded, one row per epoch."""
+"""The history of a run, one row per epoch, and the sums over cells that it is made from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOG_LIK, _KL, _LOG_PRIOR, _PENALTY = "log_lik_", "kl_", "log_prior", "penalty"
 def sums_of(elbo: Elbo) -> tuple[tuple[str, ...], torch.Tensor]:
     """Sum the terms of a minibatch over its cells, without gradients.
 
-    This runs in every step. What follows from these sums is left to :meth:`Tally.means`.
+    This runs in every step. What follows from these sums is left to :meth:`EpochSums.means`.
 
     Returns
     -------
@@ -37,25 +37,25 @@ def sums_of(elbo: Elbo) -> tuple[tuple[str, ...], torch.Tensor]:
 
 
 @dataclass
-class Tally:
+class EpochSums:
     """Sums over the cells of an epoch, kept on the device until its end so that no step waits for them."""
 
     names: tuple[str, ...] = ()
-    sums: torch.Tensor | None = None
+    totals: torch.Tensor | None = None
     n_cells: int = 0
     loss: float = 0.0
 
     def add(self, terms: tuple[tuple[str, ...], torch.Tensor], n_cells: int, loss: float = 0.0) -> None:
         """Take in one minibatch: what :func:`sums_of` gives for it, and its mean loss."""
         self.names, sums = terms
-        self.sums = sums if self.sums is None else self.sums + sums
+        self.totals = sums if self.totals is None else self.totals + sums
         self.n_cells += n_cells
         self.loss += loss * n_cells
 
     def means(self) -> dict[str, float]:
         """Mean of each term over cells, in nats; lower is better for each."""
-        assert self.sums is not None, "a mean over no cells"
-        means = dict(zip(self.names, (self.sums.double() / self.n_cells).tolist(), strict=True))
+        assert self.totals is not None, "a mean over no cells"
+        means = dict(zip(self.names, (self.totals.double() / self.n_cells).tolist(), strict=True))
         errors = {name.removeprefix(_LOG_LIK): -v for name, v in means.items() if name.startswith(_LOG_LIK)}
         kl = {name: value for name, value in means.items() if name.startswith(_KL)}
         reconstruction, divergence = sum(errors.values()), sum(kl.values())

@@ -1,4 +1,4 @@
-"""Parameters as the optimiser sees them."""
+"""Parameters of a model in the form in which the optimiser gets them: contiguous, and only what may move."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _View(NamedTuple):
     view: Callable[[Tensor], Tensor] | None
 
 
-class InOnePiece:
+class ContiguousParameters:
     """The parameters of a model, each contiguous and free to move.
 
     Some weights are stored as the transpose of a contiguous matrix. torch's fused optimisers copy such a parameter, its

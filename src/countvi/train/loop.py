@@ -9,28 +9,28 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from countvi import seeding
 from countvi.batch import Batch
 from countvi.errors import TrainingWarning, choose
-from countvi.models._base import CountModel
+from countvi.models.count_model import CountModel
 from countvi.models.objective import Objective
 from countvi.train.callbacks import Callback, Progress
-from countvi.train.checkpoint import RunState, read_checkpoint, signature, under, write_checkpoint
-from countvi.train.companion import Companion
+from countvi.train.checkpoint import RunState, read_checkpoint, signature, write_checkpoint
 from countvi.train.config import LoopConfig
-from countvi.train.descent import Cells, Descent
-from countvi.train.feed import Feed
-from countvi.train.guard import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_offender
-from countvi.train.history import Row, Tally, row_of, sums_of
-from countvi.train.layout import InOnePiece
-from countvi.train.recorded import Machinery, RecordedSteps, Timetable
+from countvi.train.cuda_graph import CudaGraphSteps, EpochSchedule, StepParts
+from countvi.train.history import EpochSums, Row, row_of, sums_of
+from countvi.train.layout import ContiguousParameters
+from countvi.train.loader import BatchLoader
+from countvi.train.loss import LossModule, StepInput
+from countvi.train.rollback import MAX_ROLLBACKS, SNAPSHOT_EVERY, NonFiniteStep, Snapshot, all_finite, first_non_finite
 from countvi.train.schedules import Plateau, Stopper
 from countvi.train.update import FusedUpdate
 
@@ -66,10 +66,9 @@ class FitResult:
 def fit(
     fabric: Fabric,
     model: CountModel,
-    feed: Feed,
+    loader: BatchLoader,
     config: LoopConfig,
     callbacks: Sequence[Callback],
-    companions: Sequence[Companion] = (),
 ) -> FitResult:
     """Train a model.
 
@@ -79,21 +78,19 @@ def fit(
         Launched; says where and in which precision.
     model
         Trained in place (and, in other processes, returned through the result).
-    feed
+    loader
         Minibatches.
     config
         Epochs, schedules, stopping, checkpoints.
     callbacks
         Called in the first process only.
-    companions
-        Trained beside the model.
 
     Raises
     ------
     NonFiniteStep
         If steps stay non-finite however small the learning rate.
     """
-    return _Run(fabric, model, feed, config, callbacks if fabric.is_global_zero else (), companions).run()
+    return _Run(fabric, model, loader, config, callbacks if fabric.is_global_zero else ()).run()
 
 
 class _Run:
@@ -103,19 +100,18 @@ class _Run:
         self,
         fabric: Fabric,
         model: CountModel,
-        feed: Feed,
+        loader: BatchLoader,
         config: LoopConfig,
         callbacks: Sequence[Callback],
-        companions: Sequence[Companion],
     ) -> None:
-        self.fabric, self.feed, self.config, self.callbacks = fabric, feed, config, callbacks
-        self.companions = companions
+        self.fabric, self.loader, self.config, self.callbacks = fabric, loader, config, callbacks
+        self.adversary = config.adversary
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.dtype = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
         self.model = model.to(device=fabric.device, dtype=self.dtype)
         self.plan = config.plan
         moving = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-        self.parameters = InOnePiece(moving, model.moving_rows)
+        self.parameters = ContiguousParameters(moving, config.moving_rows)
         self.optimizer = _OPTIMIZERS[self.plan.optimizer](
             self.parameters.seen,
             lr=self.plan.peak_lr,
@@ -124,36 +120,36 @@ class _Run:
             fused=fabric.device.type in ("cpu", "cuda"),
             capturable=fabric.device.type == "cuda",
         )
-        for companion in companions:
-            companion.begin(fabric.device, self.dtype)
-        objective = Objective(n_cells=feed.n_train, annealed=model.annealed)
-        self.descent = self._wrap(Descent(model, objective, companions))
-        alone_on_cpu = isinstance(self.descent, Descent) and fabric.device.type == "cpu"
-        self.update = FusedUpdate(self.optimizer) if alone_on_cpu else self.optimizer.step
-        self.n_steps = feed.n_steps(self.world)
+        if self.adversary is not None:
+            self.adversary.begin(fabric.device, self.dtype)
+        objective = Objective(n_cells=loader.n_train, annealed=model.annealed)
+        self.loss_module, self.update = self._wrap(LossModule(model, objective, self.adversary))
+        self.n_steps = loader.n_steps(self.world)
         total = self.n_steps * config.max_epochs
         self.learning_rate = self.plan.learning_rate(total)
         self.kl_weight = self.plan.kl_weight(total, self.n_steps, restarted=config.first_epoch > 0)
         self.state = self._start()
-        self.recorded = self._record()
+        self.graph_steps = self._record()
 
-    def _record(self) -> RecordedSteps | None:
+    def _record(self) -> CudaGraphSteps | None:
         """Prepare steps on a GPU that nothing is read back from, where all cells fit there; else ``None``."""
         device = self.fabric.device
-        if device.type != "cuda" or not isinstance(self.descent, Descent) or self.companions:
+        if device.type != "cuda" or not isinstance(self.loss_module, LossModule) or self.adversary:
             return None
-        resident = self.feed.resident(device, self.dtype, RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])
+        resident = self.loader.resident(device, self.dtype, RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0])
         if resident is None:
             return None
-        machinery = Machinery(self.descent, self.parameters, self.optimizer, self.plan.gradient_clip_val)
-        return RecordedSteps(machinery, resident, device, record=True)
+        parts = StepParts(self.loss_module, self.parameters, self.optimizer, self.plan.gradient_clip_val)
+        return CudaGraphSteps(parts, resident, device, record=True)
 
-    def _wrap(self, step: Descent) -> nn.Module:
+    def _wrap(self, module: LossModule) -> tuple[nn.Module, Callable[[], object]]:
+        """Return what gives the loss, and what moves the parameters."""
         # On one device in full precision Fabric's wrapper does nothing but cost about 0.2 ms per step.
         if self.world == 1 and self.fabric._precision.precision in ("32-true", "64-true"):
-            return step
-        wrapped, self.optimizer = self.fabric.setup(step, self.optimizer)
-        return wrapped
+            return module, FusedUpdate(self.optimizer) if self.fabric.device.type == "cpu" else self.optimizer.step
+        wrapped, optimizer = self.fabric.setup(module, self.optimizer)
+        self.optimizer = optimizer.optimizer
+        return wrapped, optimizer.step
 
     def _start(self) -> RunState:
         fresh = RunState(
@@ -166,21 +162,18 @@ class _Run:
         )
         if self.config.checkpoint_dir is None or not self.config.resume:
             return fresh
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        found = read_checkpoint(self.config.checkpoint_dir, self._identity(), self.model, optimizer)
-        if found is not None:
-            for i, companion in enumerate(self.companions):
-                companion.resume(under(found.companions, f"{i}/"))
+        found = read_checkpoint(self.config.checkpoint_dir, self._identity(), self.model, self.optimizer)
+        if found is not None and self.adversary is not None:
+            self.adversary.resume(found.adversary)
         return found or fresh
 
     def _identity(self) -> dict[str, Any]:
         return {
             **self.config.identity(),
-            **({"companions": [type(companion).__name__ for companion in self.companions]} if self.companions else {}),
             "precision": self.fabric._precision.precision,
             "processes": self.world,
-            "training cells": self.feed.n_train,
-            "held-out cells": self.feed.n_validation,
+            "training cells": self.loader.n_train,
+            "held-out cells": self.loader.n_validation,
             "model": signature(self.model),
         }
 
@@ -194,7 +187,7 @@ class _Run:
             while self.state.epochs_done < self.config.max_epochs and not stop:
                 progress.epoch = self.config.first_epoch + self.state.epochs_done
                 row = self.epoch(progress.epoch)
-                stop = self.take_note(row)
+                stop = self.record_epoch(row)
                 progress.row, progress.epochs_done = row, self.state.epochs_done
                 self._call("on_epoch_end", progress)
                 self.fabric.log_dict(row, step=progress.epoch)
@@ -214,23 +207,23 @@ class _Run:
         config, device = self.config, self.fabric.device
         noise = seeding.generator(config.seed, _NOISE, epoch, self.rank, device=device)
         dropout = seeding.generator(config.seed, _DROPOUT, epoch, self.rank).initial_seed()
-        self.descent.train()
+        self.loss_module.train()
         # At every epoch, so that a resumed run goes back to where an uninterrupted one would.
         self.snapshot = Snapshot(self.model, self.optimizer)
-        tally = self.replay(epoch, noise, dropout)
-        if tally is None:
-            tally = Tally()
+        sums = self.replay(epoch, noise, dropout)
+        if sums is None:
+            sums = EpochSums()
             with seeding.forked(dropout, device):
-                for rows, batch in self.feed.train(epoch, self.rank, self.world):
-                    self.step(batch.to(device, self.dtype), noise, tally, (epoch, rows))
+                for rows, batch in self.loader.train(epoch, self.rank, self.world):
+                    self.step(batch.to(device, self.dtype), noise, sums, (epoch, rows))
         if not self._all_agree(all_finite(self.model)):
             self.roll_back()
-        train = self._means(tally)
+        train = self._means(sums)
         self.state.epochs_done += 1
         due = (
             self.state.epochs_done % config.check_val_every_n_epoch == 0 or self.state.epochs_done == config.max_epochs
         )
-        validation = self.validate() if due and self.feed.n_validation else None
+        validation = self.validate() if due and self.loader.n_validation else None
         extra = {
             "kl_weight": self.kl_weight(self.state.steps_done - 1),
             "lr": self._rate(self.state.steps_done - 1),
@@ -239,41 +232,42 @@ class _Run:
         }
         return row_of(train, validation, extra)
 
-    def replay(self, epoch: int, noise: torch.Generator, dropout: int) -> Tally | None:
+    def replay(self, epoch: int, noise: torch.Generator, dropout: int) -> EpochSums | None:
         """Take the steps of an epoch without looking at any; ``None`` if that is not done, or one was not finite.
 
         In which case all is as before, and from then on every step is looked at.
         """
-        if self.recorded is None:
+        if self.graph_steps is None:
             return None
-        rows = self.feed.order(epoch)
+        rows = self.loader.order(epoch)
         steps = range(self.state.steps_done, self.state.steps_done + len(rows))
         rates, kl_weights = [self._rate(step) for step in steps], [self.kl_weight(step) for step in steps]
         with seeding.forked(dropout, self.fabric.device):
-            tally = self.recorded.epoch(Timetable(rows, rates, kl_weights, noise.initial_seed()))
-        if math.isfinite(tally.loss):
+            sums = self.graph_steps.epoch(EpochSchedule(rows, rates, kl_weights, noise.initial_seed()))
+        if math.isfinite(sums.loss):
             self.state.steps_done += len(rows)
-            return tally
-        self.recorded = None
+            return sums
+        self.graph_steps = None
         self.snapshot.restore(self.model, self.optimizer)
         return None
 
-    def step(self, batch: Batch, noise: torch.Generator, tally: Tally, where: tuple[int, object]) -> None:
+    def step(self, batch: Batch, noise: torch.Generator, sums: EpochSums, where: tuple[int, np.ndarray]) -> None:
         """Descend once, or roll back if the loss is not finite."""
         kl_weight = self.kl_weight(self.state.steps_done)
-        loss, sums = self.descent(Cells(batch, noise, kl_weight))
+        loss, terms = self.loss_module(StepInput(batch, noise, kl_weight))
         value = float(loss.detach())
         self.parameters.clear_gradients()
         finite = self._all_agree(math.isfinite(value))
         if not finite:
-            self.roll_back(batch, noise, where, hopeless=self._is_last_step() and not self._has_stepped(tally))
+            hopeless = self._is_last_step() and not self._has_stepped(sums)
+            self.roll_back((batch, noise, *where), hopeless=hopeless)
         else:
             # A finite loss need not have seen every parameter: a batch may have no cells here.
             if self.state.steps_done % SNAPSHOT_EVERY == 0 and all_finite(self.model):
                 self.snapshot = Snapshot(self.model, self.optimizer)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(self.state.steps_done)
-            if isinstance(self.descent, Descent):
+            if isinstance(self.loss_module, LossModule):
                 loss.backward()
             else:
                 self.fabric.backward(loss)
@@ -281,28 +275,32 @@ class _Run:
             if self.plan.gradient_clip_val is not None:
                 torch.nn.utils.clip_grad_norm_(self.parameters.seen, self.plan.gradient_clip_val)
             self.update()
-            for companion in self.companions:
-                companion.learn()
-            tally.add(sums, batch.n_cells, value)
+            if self.adversary is not None:
+                self.adversary.learn()
+            sums.add(terms, batch.n_cells, value)
         self.state.steps_done += 1
 
     def roll_back(
-        self,
-        batch: Batch | None = None,
-        noise: torch.Generator | None = None,
-        where: tuple[int, object] | None = None,
-        *,
-        hopeless: bool = False,
+        self, failed: tuple[Batch, torch.Generator, int, np.ndarray] | None = None, *, hopeless: bool = False
     ) -> None:
-        """Go back to the last good state and halve the learning rate; give up after a number of times."""
+        """Go back to the last good state and halve the learning rate; give up after a number of times.
+
+        Parameters
+        ----------
+        failed
+            Minibatch, noise, epoch and rows of the step that failed; ``None`` if it is not known which did.
+        hopeless
+            Give up at once.
+        """
         self.state.n_rollbacks += 1
-        give_up = hopeless or self.state.n_rollbacks > MAX_ROLLBACKS
-        if give_up and batch is not None and noise is not None and where is not None:
-            offender = first_offender(self.model, batch, noise)
-            self.snapshot.restore(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
-            epoch, rows = where
-            raise NonFiniteStep(offender, epoch, None if offender.cell is None else int(rows[offender.cell]))  # type: ignore[index]
-        self.snapshot.restore(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
+        error = None
+        if failed is not None and (hopeless or self.state.n_rollbacks > MAX_ROLLBACKS):
+            batch, noise, epoch, rows = failed
+            at = first_non_finite(self.model, batch, noise)
+            error = NonFiniteStep(at, epoch, None if at.cell is None else int(rows[at.cell]))
+        self.snapshot.restore(self.model, self.optimizer)
+        if error is not None:
+            raise error
         self.state.lr_scale *= 0.5
 
     @torch.no_grad()
@@ -310,13 +308,13 @@ class _Run:
         """Mean ELBO terms of the held-out cells, with the same noise every time."""
         self.model.eval()
         noise = seeding.generator(self.config.seed, _VALIDATION, self.rank, device=self.fabric.device)
-        tally = Tally()
-        for batch in self.feed.validation(self.rank, self.world):
+        sums = EpochSums()
+        for batch in self.loader.validation(self.rank, self.world):
             elbo = self.model.elbo(batch.to(self.fabric.device, self.dtype), noise)
-            tally.add(sums_of(elbo), batch.n_cells)
-        return self._means(tally)
+            sums.add(sums_of(elbo), batch.n_cells)
+        return self._means(sums)
 
-    def take_note(self, row: Row) -> bool:
+    def record_epoch(self, row: Row) -> bool:
         """Record an epoch; return whether to stop early."""
         state = self.state
         self._check_names(row)
@@ -337,8 +335,8 @@ class _Run:
     def _is_last_step(self) -> bool:
         return self.state.steps_done == self.n_steps * self.config.max_epochs - 1
 
-    def _has_stepped(self, tally: Tally) -> bool:
-        return tally.n_cells > 0 or any(math.isfinite(row["train_loss"]) for row in self.state.rows)
+    def _has_stepped(self, sums: EpochSums) -> bool:
+        return sums.n_cells > 0 or any(math.isfinite(row["train_loss"]) for row in self.state.rows)
 
     def _rate(self, step: int) -> float:
         rate = self.learning_rate(step) * self.state.lr_scale
@@ -351,20 +349,20 @@ class _Run:
         watched = {"plan_kwargs['lr_scheduler_metric']": self.plan.lr_scheduler_metric if self.state.plateau else None}
         if self.config.early_stopping is not None:
             watched["early_stopping_monitor"] = self.config.early_stopping.monitor
-        validated = self.feed.n_validation == 0 or "elbo_validation" in row
+        validated = self.loader.n_validation == 0 or "elbo_validation" in row
         for name, column in watched.items():
             if column is not None and column not in row and validated:
                 choose(name, column, dict.fromkeys(row))
 
-    def _means(self, tally: Tally) -> dict[str, float]:
+    def _means(self, sums: EpochSums) -> dict[str, float]:
         if self.world > 1:
             # A process may have had no minibatch at all, but all must reduce the same terms in the same order.
-            tally.names = self.fabric.broadcast(tally.names)
-            nothing = torch.zeros(len(tally.names), device=self.fabric.device, dtype=torch.float64)
-            tally.sums = self._sum(nothing if tally.sums is None else tally.sums.double())
-            cells_and_loss = self._sum(torch.tensor([tally.n_cells, tally.loss], dtype=torch.float64).to(nothing))
-            tally.n_cells, tally.loss = int(cells_and_loss[0]), float(cells_and_loss[1])
-        return tally.means() if tally.n_cells else {"loss": math.nan, "elbo": math.nan}
+            sums.names = self.fabric.broadcast(sums.names)
+            nothing = torch.zeros(len(sums.names), device=self.fabric.device, dtype=torch.float64)
+            sums.totals = self._sum(nothing if sums.totals is None else sums.totals.double())
+            cells_and_loss = self._sum(torch.tensor([sums.n_cells, sums.loss], dtype=torch.float64).to(nothing))
+            sums.n_cells, sums.loss = int(cells_and_loss[0]), float(cells_and_loss[1])
+        return sums.means() if sums.n_cells else {"loss": math.nan, "elbo": math.nan}
 
     def _all_agree(self, finite: bool) -> bool:
         if self.world == 1:
@@ -377,10 +375,8 @@ class _Run:
 
     def _write_checkpoint(self) -> None:
         if self.config.checkpoint_dir is not None and self.fabric.is_global_zero:
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-            parts = [(f"{i}/", companion.state()) for i, companion in enumerate(self.companions)]
-            self.state.companions = {at + name: tensor for at, part in parts for name, tensor in part.items()}
-            write_checkpoint(self.config.checkpoint_dir, self._identity(), self.state, self.model, optimizer)
+            self.state.adversary = {} if self.adversary is None else self.adversary.state()
+            write_checkpoint(self.config.checkpoint_dir, self._identity(), self.state, self.model, self.optimizer)
 
     def _call(self, hook: str, progress: Progress) -> None:
         for callback in self.callbacks:

@@ -1,4 +1,4 @@
-"""A network taught what is known already, before it is trained on the objective."""
+"""Least-squares fit of a network to known numbers of the cells, before it is trained on the objective."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from countvi import seeding
 from countvi.batch import Batch
-from countvi.train.feed import Feed
+from countvi.train.loader import BatchLoader
 from countvi.train.schedules import OneCycle
 
 _N_STEPS = 400
@@ -20,7 +20,9 @@ _DROPOUT = 4
 
 
 @torch.enable_grad()
-def regress(network: nn.Module, predict: Callable[[Batch], Tensor], target: Tensor, feed: Feed, seed: int) -> None:
+def regress(
+    network: nn.Module, predict: Callable[[Batch], Tensor], target: Tensor, loader: BatchLoader, seed: int
+) -> None:
     """Fit a network to numbers of the training cells by least squares, in place.
 
     Parameters
@@ -31,19 +33,19 @@ def regress(network: nn.Module, predict: Callable[[Batch], Tensor], target: Tens
         From a minibatch to the numbers of its cells, through the network.
     target
         The numbers of all cells, shape ``(cells, ...)``, by row of the data.
-    feed
+    loader
         Minibatches.
     seed
         Of dropout.
     """
     optimizer = torch.optim.Adam(network.parameters(), lr=_PEAK)
-    n_epochs = math.ceil(_N_STEPS / feed.n_steps())
-    rate = OneCycle(_PEAK, n_epochs * feed.n_steps())
+    n_epochs = math.ceil(_N_STEPS / loader.n_steps())
+    rate = OneCycle(_PEAK, n_epochs * loader.n_steps())
     step = 0
     network.train()
     with seeding.forked(seeding.generator(seed, _DROPOUT).initial_seed()):
         for epoch in range(n_epochs):
-            for rows, batch in feed.train(epoch):
+            for rows, batch in loader.train(epoch):
                 loss = (predict(batch) - target[torch.from_numpy(rows)]).square().mean()
                 optimizer.zero_grad()
                 loss.backward()

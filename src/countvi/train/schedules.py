@@ -1,4 +1,4 @@
-"""Schedules: functions of the step, without hidden state except where the data decide."""
+"""Schedules of the learning rate and of the KL weight, and the rules that follow a held-out metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An optimiser's step as a single call."""
+"""The step of the fused Adam optimiser on the CPU as a single call."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.linear import CovariateFeatures
 from countvi.nn.mlp import Mlp, MlpConfig
 from countvi.nn.observation import ObserveMeanDispersion, ObserveRateShape
-from countvi.nn.start import start_shapes
+from countvi.nn.initial_values import start_shapes
 from countvi.nn.state_priors import LearnedPrior, UnitPrior
 
 # A rare type counts at most as if it were this share of the cells.

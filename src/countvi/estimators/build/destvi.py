@@ -17,11 +17,11 @@ from countvi.estimators.options import Rate, Weight, Whole, check
 from countvi.models.condscvi import CondSCVI as CondSCVIModel
 from countvi.models.destvi import DestVI as DestVIModel
 from countvi.nn.encoder import GaussianEncoder
+from countvi.nn.initial_values import inverse_softplus
 from countvi.nn.linear import CovariateFeatures, Head
 from countvi.nn.mlp import Block, Mlp, MlpConfig
 from countvi.nn.observation import ObserveMeanDispersion, ObserveRateShape
 from countvi.nn.spots import AbundancePrior, Amortised, PerSpot, SpotParameter, VampPrior
-from countvi.nn.start import inverse_softplus
 from countvi.nn.state_priors import LearnedPrior, UnitPrior
 
 # Which parameters of a spot a network gives: states, and abundances.

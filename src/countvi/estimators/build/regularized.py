@@ -16,7 +16,7 @@ from countvi.data import BATCH_COLUMN, GENES, PEAKS, Dataset, Purposes, Registry
 from countvi.errors import OptionError, UnknownNameError, did_you_mean, shorten
 from countvi.estimators.build.shared import DECODER, ENCODER, WHERE
 from countvi.estimators.options import EachPositive, EachRate, EachShare, EachWhole, Where, check
-from countvi.models.regularized import Modality, Regularized
+from countvi.models.regularized import ModalityModel, Regularized
 from countvi.nn.encoder import GaussianEncoder
 from countvi.nn.joint import CellWeights, Concatenated, EqualWeights, JointEncoder, SingleEncoder, UniversalWeights
 from countvi.nn.joint import WeightedMean as WeightedMeanEncoder
@@ -24,7 +24,7 @@ from countvi.nn.library import LibraryPrior, ResidualLibrary
 from countvi.nn.linear import CovariateFeatures, Head
 from countvi.nn.mlp import Mlp, MlpConfig
 from countvi.nn.priors import DispersionPrior, GammaPrior
-from countvi.nn.start import start_from_counts
+from countvi.nn.initial_values import start_from_counts
 from countvi.nn.technical import Background, FeatureScaling, PosteriorDispersion
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ def _encoder(
     )
 
 
-def _modality(options: RegularizedOptions, registry: Registry, name: str, n_state: int, start: ModalityStart) -> Modality:
+def _modality(options: RegularizedOptions, registry: Registry, name: str, n_state: int, start: ModalityStart) -> ModalityModel:
     purposes, n_features = purposes_of(registry), registry.modality(name).n_features
     conditioning = purposes.conditioning
     if options.use_batch_in_decoder and BATCH_COLUMN not in conditioning:
@@ -325,7 +325,7 @@ def _modality(options: RegularizedOptions, registry: Registry, name: str, n_stat
         scaling = FeatureScaling(registry.factors(purposes.scaling), n_features, prior)
     alpha = of(options.dispersion_hyper_prior_alpha, name)
     grouped = options.dispersion == "gene-batch"
-    return Modality(
+    return ModalityModel(
         library=_library(options, registry, name, start),
         decode=Mlp(n_state, decoder, len(registry.continuous_keys), registry.factors(conditioning)),
         rho=rho,

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from countvi.batch import RNA, Factor
 from countvi.data import Dataset, Registry
-from countvi.nn import library, observation
+from countvi.likelihoods.negative_binomial import NegativeBinomial
+from countvi.likelihoods.normal import Normal
+from countvi.likelihoods.poisson import Poisson
+from countvi.likelihoods.zero_inflated import ZeroInflatedNegativeBinomial
+from countvi.nn import library, linear, observation
 from countvi.nn.encoder import GaussianEncoder
 
 ENCODER, DECODER = 0, 1
@@ -86,7 +90,7 @@ def observation_of(
     """
     n_genes = registry.modality(RNA).n_features
     if gene_likelihood == "poisson":
-        return observation.ObservePoisson()
+        return observation.Observation(Poisson)
     spread: observation.Dispersion
     if dispersion == "gene":
         spread = observation.PerGene(n_genes)
@@ -95,7 +99,8 @@ def observation_of(
     else:
         spread = observation.PerGeneLevel(n_genes, registry.batch if dispersion == "gene-batch" else registry.labels)
     if gene_likelihood == "normal":
-        return observation.ObserveNormal(spread)
+        return observation.Observation(Normal, log_scale=spread)
     if gene_likelihood == "nb":
-        return observation.ObserveNegativeBinomial(spread)
-    return observation.ObserveZeroInflated(spread, n_hidden, n_genes, factors)
+        return observation.Observation(NegativeBinomial, log_theta=spread)
+    pi_logits = linear.head(n_hidden, n_genes, factors)
+    return observation.Observation(ZeroInflatedNegativeBinomial, log_theta=spread, pi_logits=pi_logits)

@@ -17,7 +17,7 @@ from countvi.errors import OptionError
 from countvi.estimators.build.shared import DECODER, ENCODER, LIKELIHOODS, WHERE, LibraryMoments, library_of, observation_of
 from countvi.estimators.build.proteins_start import ProteinStart
 from countvi.estimators.options import NOT_NEGATIVE, Rate, Where, Whole, check
-from countvi.models.totalvi import N_TRUNKS, ProteinDecoder
+from countvi.models.totalvi import N_TRUNKS
 from countvi.models.totalvi import TOTALVI as TOTALVIModel
 from countvi.nn import encoder, linear, mlp, observation
 from countvi.nn.protein import WITHOUT_DATA, BackgroundPrior, Efficiency
@@ -144,7 +144,7 @@ def build_totalvi(options: TOTALVIOptions, registry: Registry, start: TOTALVISta
     )
 
 
-def _protein(options: TOTALVIOptions, registry: Registry, start: TOTALVIStart, n_wide: int) -> ProteinDecoder:
+def _protein(options: TOTALVIOptions, registry: Registry, start: TOTALVIStart, n_wide: int) -> observation.ProteinDecoder:
     n_proteins, factors = registry.modality(PROTEIN).n_features, (registry.batch, *registry.categorical)
     log_phi: observation.Dispersion
     if options.protein_dispersion == "protein":
@@ -164,7 +164,7 @@ def _protein(options: TOTALVIOptions, registry: Registry, start: TOTALVIStart, n
         if begin.alpha is not None and begin.pi_logits is not None:
             heads["alpha"].bias.copy_(begin.alpha - 1.0)
             heads["pi"].bias.copy_(begin.pi_logits)
-    return ProteinDecoder(
+    return observation.ProteinDecoder(
         **heads,
         log_phi=log_phi,
         prior=BackgroundPrior(registry.panel, start.loc, start.scale),

@@ -1,4 +1,4 @@
-"""What a count model declares, and what follows from it.
+"""The base of all models: what a model of counts declares, and the evidence lower bound that follows from it.
 
 A model declares three things: its guide q(latents | data), its prior p(latents | design), and how latents generate
 data, p(data | latents, design). The evidence lower bound follows and is written here once.
@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from countvi.batch import Batch, Design
-from countvi.likelihoods import CountLikelihood
+from countvi.likelihoods.base import CountLikelihood
 from countvi.models.objective import Elbo
 from countvi.nn.latent import Gaussian, Given, divergence
-from countvi.nn.levels import Taught
+from countvi.nn.levels import ModalityTables
 from countvi.typing import CellsLatent
 
 
@@ -39,9 +38,6 @@ class CountModel(nn.Module, ABC):
     A subclass defines a NamedTuple of its latent variables, named by the paper's letters. ``guide`` and ``prior``
     return it filled with distributions, ``generate`` takes it filled with tensors.
     """
-
-    moving_rows: Mapping[str, tuple[slice, ...]] = MappingProxyType({})
-    """Rows that training may change, for parameters of which it may change some only; by name of the parameter."""
 
     annealed: ClassVar[frozenset[str]] = frozenset({"z"})
     """Latent variables whose KL term is weighted during warm-up."""
@@ -83,8 +79,8 @@ class CountModel(nn.Module, ABC):
         """What each cell counts in training, shape ``(cells,)``; ``None`` for one each."""
         return None
 
-    def taught_by(self, modality: str) -> Sequence[Taught]:
-        """Tables with a row per level that the counts of this modality teach, and nothing else does."""
+    def level_tables(self, modality: str) -> Sequence[ModalityTables]:
+        """Tables with a row per level that are learned from the counts of this modality alone."""
         return ()
 
     @final

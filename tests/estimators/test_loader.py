@@ -11,8 +11,8 @@ import scipy.sparse as sp
 import countvi
 from countvi.batch import RNA
 from countvi.data import Split, bind
-from countvi.estimators import feed
-from countvi.estimators.feed import DatasetFeed
+from countvi.estimators import loader
+from countvi.estimators.loader import DatasetLoader
 
 N_CELLS, N_GENES = 203, 7
 
@@ -28,8 +28,8 @@ def adata():
 
 @pytest.fixture(params=["memory", "disk"])
 def dataset(request, adata, tmp_path, monkeypatch):
-    monkeypatch.setattr(feed, "_POOL", 60)
-    monkeypatch.setattr(feed, "_RUN", 8)
+    monkeypatch.setattr(loader, "_POOL", 60)
+    monkeypatch.setattr(loader, "_RUN", 8)
     if request.param == "disk":
         adata.write_h5ad(tmp_path / "cells.h5ad")
         adata = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
@@ -50,20 +50,20 @@ def cells_of(batch) -> np.ndarray:
 
 
 def test_an_epoch_holds_every_training_cell_once(dataset, split):
-    feed = DatasetFeed(dataset, split, 16, seed=3)
+    batches = DatasetLoader(dataset, split, 16, seed=3)
     seen = []
-    for rows, batch in feed.train(epoch=0):
+    for rows, batch in batches.train(epoch=0):
         np.testing.assert_array_equal(cells_of(batch), rows)
         np.testing.assert_array_equal(batch.design.codes[:, 0], dataset.codes[rows, 0])
         assert 1 < len(rows) <= 16
         seen.append(rows)
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), split.train)
-    assert len(seen) == feed.n_steps()
+    assert len(seen) == batches.n_steps()
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(dataset, split):
     def order(seed, epoch):
-        return np.concatenate([rows for rows, _ in DatasetFeed(dataset, split, 16, seed).train(epoch)]).tolist()
+        return np.concatenate([rows for rows, _ in DatasetLoader(dataset, split, 16, seed).train(epoch)]).tolist()
 
     assert order(3, 1) == order(3, 1)
     assert order(3, 1) != order(3, 2)
@@ -71,29 +71,29 @@ def test_the_order_is_a_function_of_seed_and_epoch(dataset, split):
 
 
 def test_minibatches_mix_cells_from_all_over_the_file(dataset, split):
-    rows, _ = next(DatasetFeed(dataset, split, 32, seed=0).train(0))
+    rows, _ = next(DatasetLoader(dataset, split, 32, seed=0).train(0))
     assert np.ptp(rows) > N_CELLS / 2
     assert np.any(np.diff(rows) < 0)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_an_epoch(dataset, split, world):
-    feed = DatasetFeed(dataset, split, 16, seed=3)
-    shares = [[rows for rows, _ in feed.train(0, rank, world)] for rank in range(world)]
-    assert {len(share) for share in shares} == {feed.n_steps(world)}
+    batches = DatasetLoader(dataset, split, 16, seed=3)
+    shares = [[rows for rows, _ in batches.train(0, rank, world)] for rank in range(world)]
+    assert {len(share) for share in shares} == {batches.n_steps(world)}
     union = np.unique(np.concatenate([rows for share in shares for rows in share]))
     np.testing.assert_array_equal(union, split.train)
 
 
 def test_held_out_cells(dataset, split, monkeypatch):
-    monkeypatch.setattr("countvi.estimators.feed._VALIDATION_BATCH", 6)
-    feed = DatasetFeed(dataset, split, 16, seed=3)
-    shares = [[cells_of(batch) for batch in feed.validation(rank, 2)] for rank in range(2)]
+    monkeypatch.setattr("countvi.estimators.loader._VALIDATION_BATCH", 6)
+    batches = DatasetLoader(dataset, split, 16, seed=3)
+    shares = [[cells_of(batch) for batch in batches.validation(rank, 2)] for rank in range(2)]
     np.testing.assert_array_equal(np.sort(np.concatenate(shares[0] + shares[1])), split.validation)
 
 
 def test_a_model_trains_from_disk(adata, tmp_path, monkeypatch):
-    monkeypatch.setattr(feed, "_POOL", 60)
+    monkeypatch.setattr(loader, "_POOL", 60)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     countvi.SCVI.setup_anndata(backed, batch_key="batch")

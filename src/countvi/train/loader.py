@@ -1,9 +1,10 @@
-"""What the loop needs from data: minibatches of training cells in a fixed order per epoch, and of held-out cells."""
+"""The protocol of what gives the loop its minibatches."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from countvi.batch import Batch
 from countvi.train.resident import Resident
 
 
-class Feed(ABC):
-    """A source of minibatches.
+class BatchLoader(Protocol):
+    """Minibatches of training cells in a fixed order per epoch, and of held-out cells.
 
     The order of an epoch is a function of the seed and the epoch alone, so that a resumed run sees what an
     uninterrupted one sees. Several processes share an epoch: process ``rank`` of ``world`` takes every ``world``-th
@@ -37,9 +38,9 @@ class Feed(ABC):
     def order(self, epoch: int) -> list[np.ndarray]:
         """Rows of the minibatches of an epoch, where all cells are in memory."""
 
+    @abstractmethod
     def resident(self, device: torch.device, dtype: torch.dtype, limit: float) -> Resident | None:
         """All cells on a device, or ``None`` if they take more than ``limit`` bytes there, or are not in memory."""
-        return None
 
     @abstractmethod
     def validation(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:

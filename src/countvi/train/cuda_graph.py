@@ -1,4 +1,4 @@
-"""Steps that run on a GPU alone: recorded once as a CUDA graph, and replayed.
+"""Training steps as CUDA graphs: recorded once, and replayed by the GPU alone.
 
 A step of a small network is hundreds of small pieces of work, and a GPU does each faster than Python can ask for it.
 Recorded, a step is asked for once: which cells it takes, its learning rate and its KL weight lie on the device for a
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from countvi.errors import TrainingWarning
-from countvi.train.descent import Cells, Descent
-from countvi.train.history import Tally
-from countvi.train.layout import InOnePiece
+from countvi.train.history import EpochSums
+from countvi.train.layout import ContiguousParameters
+from countvi.train.loss import LossModule, StepInput
 from countvi.train.resident import Resident
 
 _WARM_UP = 3
@@ -28,12 +28,12 @@ _WARM_UP = 3
 
 
 @dataclass(frozen=True)
-class Machinery:
+class StepParts:
     """What a step works on.
 
     Parameters
     ----------
-    descent
+    loss_module
         The loss.
     parameters
         What it moves.
@@ -43,14 +43,14 @@ class Machinery:
         Longest gradient, ``None`` for any.
     """
 
-    descent: Descent
-    parameters: InOnePiece
+    loss_module: LossModule
+    parameters: ContiguousParameters
     optimizer: torch.optim.Optimizer
     max_norm: float | None
 
 
 @dataclass(frozen=True)
-class Timetable:
+class EpochSchedule:
     """The steps of an epoch.
 
     Parameters
@@ -69,12 +69,12 @@ class Timetable:
     noise: int
 
 
-class RecordedSteps:
+class CudaGraphSteps:
     """Epochs of steps of which nothing is read back.
 
     Parameters
     ----------
-    machinery
+    parts
         What a step works on.
     resident
         The cells, on the device.
@@ -84,30 +84,30 @@ class RecordedSteps:
         Replay the steps from CUDA graphs, one for each size of a minibatch; else take them one by one.
     """
 
-    def __init__(self, machinery: Machinery, resident: Resident, device: torch.device, *, record: bool) -> None:
-        self._machinery, self._resident, self._device, self._record = machinery, resident, device, record
+    def __init__(self, parts: StepParts, resident: Resident, device: torch.device, *, record: bool) -> None:
+        self._parts, self._resident, self._device, self._record = parts, resident, device, record
         self._noise = torch.Generator(device=device)
         self._taken: Counter[int] = Counter()
         self._replay: dict[int, Callable[[], None]] = {}
         self._pool: Any = None
         self._order: Tensor | None = None
 
-    def epoch(self, timetable: Timetable) -> Tally:
-        """Take the steps of an epoch; a loss in the tally that is not finite means that one of them was not."""
-        self._load(timetable)
-        group = self._machinery.optimizer.param_groups[0]
+    def epoch(self, schedule: EpochSchedule) -> EpochSums:
+        """Take the steps of an epoch; a loss in the sums that is not finite means that one of them was not."""
+        self._load(schedule)
+        group = self._parts.optimizer.param_groups[0]
         group["lr"] = self._rate
-        for rows in timetable.rows:
+        for rows in schedule.rows:
             self._take(len(rows))
-        group["lr"] = float(timetable.rates[-1])
-        return Tally(
-            names=self._names, sums=self._sums.clone(), n_cells=sum(map(len, timetable.rows)), loss=float(self._loss)
+        group["lr"] = float(schedule.rates[-1])
+        return EpochSums(
+            names=self._names, totals=self._sums.clone(), n_cells=sum(map(len, schedule.rows)), loss=float(self._loss)
         )
 
-    def _load(self, timetable: Timetable) -> None:
+    def _load(self, schedule: EpochSchedule) -> None:
         """Bring an epoch to where the recorded steps look for it."""
-        order = torch.from_numpy(np.concatenate(timetable.rows).astype(np.int64))
-        plan = torch.tensor([timetable.rates, timetable.kl_weights], dtype=torch.float32)
+        order = torch.from_numpy(np.concatenate(schedule.rows).astype(np.int64))
+        plan = torch.tensor([schedule.rates, schedule.kl_weights], dtype=torch.float32)
         if self._order is None:
             self._order, self._plan = order.to(self._device), plan.to(self._device)
             self._position, self._step = (torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(2))
@@ -118,7 +118,7 @@ class RecordedSteps:
         self._plan.copy_(plan)
         for counter in (self._position, self._step, self._loss, self._sums):
             counter.zero_()
-        self._noise.manual_seed(timetable.noise)
+        self._noise.manual_seed(schedule.noise)
 
     def _take(self, size: int) -> None:
         if size in self._replay:
@@ -165,18 +165,19 @@ class RecordedSteps:
     def _work(self, size: int) -> None:
         """A step, from the numbers of its cells to the new weights: what is recorded."""
         assert self._order is not None, "an epoch is loaded before its steps"
-        machinery = self._machinery
+        parts = self._parts
         at = self._position + torch.arange(size, device=self._device)
         batch = self._resident.batch(self._order.index_select(0, at))
         rate, kl_weight = self._plan.index_select(1, self._step).squeeze(1).unbind()
-        loss, (names, sums) = machinery.descent(Cells(batch, self._noise, kl_weight.to(batch.design.continuous.dtype)))
-        machinery.parameters.clear_gradients()
+        step = StepInput(batch, self._noise, kl_weight.to(batch.design.continuous.dtype))
+        loss, (names, sums) = parts.loss_module(step)
+        parts.parameters.clear_gradients()
         loss.backward()
-        machinery.parameters.share_gradients()
-        if machinery.max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(machinery.parameters.seen, machinery.max_norm)
+        parts.parameters.share_gradients()
+        if parts.max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parts.parameters.seen, parts.max_norm)
         self._rate.copy_(rate)
-        machinery.optimizer.step()
+        parts.optimizer.step()
         if not self._sums.numel():  # the first step of all, which is not recorded
             self._names, self._sums = names, torch.zeros_like(sums, dtype=torch.float64)
         self._sums.add_(sums)

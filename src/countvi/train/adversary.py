@@ -1,8 +1,6 @@
-"""Second players in training: networks of their own that look at the draws and have a say in the model's loss."""
+"""The classifier of batches that is trained against a model's latent space."""
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -12,38 +10,10 @@ from countvi import seeding
 from countvi.batch import Batch, Design, Factor
 from countvi.models.objective import Elbo
 from countvi.nn.mlp import Mlp, MlpConfig
+from countvi.train.checkpoint import load_optimizer, optimizer_tensors, under
 
 _HIDDEN, _LAYERS, _DROPOUT = 32, 2, 0.1
 _LR, _EPS, _WEIGHT_DECAY = 1e-3, 0.01, 1e-6
-
-
-class Companion(ABC):
-    """What the loop trains beside the model, and forgets with the run.
-
-    In every step :meth:`penalty` is added to the model's loss; after the model has moved, :meth:`learn` moves the
-    companion. The number of steps, and so the KL warm-up, is that of the model alone. With several processes each has
-    companions of its own.
-    """
-
-    @abstractmethod
-    def begin(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Get ready for a run."""
-
-    @abstractmethod
-    def penalty(self, elbo: Elbo, batch: Batch, kl_weight: float) -> Tensor:
-        """What is added to the loss of a minibatch, a scalar."""
-
-    @abstractmethod
-    def learn(self) -> None:
-        """Take a step on the minibatch that :meth:`penalty` saw last."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Tensor]:
-        """All that a run needs to be continued."""
-
-    @abstractmethod
-    def resume(self, state: dict[str, Tensor]) -> None:
-        """Go back to a :meth:`state`."""
 
 
 class _Classifier(nn.Module):
@@ -56,11 +26,13 @@ class _Classifier(nn.Module):
         return self.logits(self.mlp(z, None, design))
 
 
-class BatchAdversary(Companion):
+class BatchAdversary:
     r"""Tells the batch of a cell from its z, while the model learns z that does not tell it.
 
     The model's loss gets :math:`\kappa` times the cross-entropy between what is told and the uniform distribution over
-    the *other* batches; the classifier descends :math:`\kappa` times the cross-entropy with the batch.
+    the *other* batches; the classifier descends :math:`\kappa` times the cross-entropy with the batch, after each step
+    of the model. The number of steps, and so the KL warm-up, is that of the model alone. The classifier is forgotten
+    with the run, and with several processes each has its own.
 
     Parameters
     ----------
@@ -83,13 +55,13 @@ class BatchAdversary(Companion):
         self._seen: tuple[Tensor, Design, float] | None = None
 
     def begin(self, device: torch.device, dtype: torch.dtype) -> None:
-        """See :meth:`Companion.begin`."""
+        """Get ready for a run."""
         self.classifier.to(device=device, dtype=dtype).train()
         parameters = self.classifier.parameters()
         self._optimizer = torch.optim.Adam(parameters, lr=_LR, eps=_EPS, weight_decay=_WEIGHT_DECAY)
 
     def penalty(self, elbo: Elbo, batch: Batch, kl_weight: float) -> Tensor:
-        """See :meth:`Companion.penalty`."""
+        """What is added to the loss of a minibatch, a scalar."""
         weight = 1.0 - kl_weight if self.scale is None else self.scale
         z, level = elbo.latents.z, batch.design.levels(self.batch)
         self._seen = (z.detach(), batch.design, weight) if weight > 0 and len(z) > 1 else None
@@ -101,7 +73,7 @@ class BatchAdversary(Companion):
         return -weight * fooled.mean()
 
     def learn(self) -> None:
-        """See :meth:`Companion.learn`."""
+        """Take a step on the minibatch that :meth:`penalty` saw last."""
         if self._seen is None:
             return
         z, design, weight = self._seen
@@ -112,19 +84,11 @@ class BatchAdversary(Companion):
             self._optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """See :meth:`Companion.state`."""
-        tensors = {f"weights/{name}": tensor for name, tensor in self.classifier.state_dict().items()}
-        for index, slots in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value for name, value in slots.items()}
-        return tensors
+        """All that a run needs to be continued."""
+        weights = {f"weights/{name}": tensor for name, tensor in self.classifier.state_dict().items()}
+        return weights | {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self._optimizer).items()}
 
     def resume(self, state: dict[str, Tensor]) -> None:
-        """See :meth:`Companion.resume`."""
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("optimizer/"):
-                _, index, slot = name.split("/")
-                slots.setdefault(int(index), {})[slot] = value
-        weights = {n.removeprefix("weights/"): value for n, value in state.items() if n.startswith("weights/")}
-        self.classifier.load_state_dict(weights)
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": slots})
+        """Go back to a :meth:`state`."""
+        self.classifier.load_state_dict(under(state, "weights/"))
+        load_optimizer(self._optimizer, under(state, "optimizer/"))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from countvi.batch import Factor
-from countvi.nn.start import start_from_counts
+from countvi.nn.initial_values import start_from_counts
 from countvi.nn.technical import Background
 
 N, G = 300, 6

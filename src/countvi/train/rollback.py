@@ -1,7 +1,7 @@
-"""What happens when a step produces NaN or infinity.
+"""Rollback after a step that gave NaN or infinity, and the search for where these come from.
 
 The loop keeps a snapshot of the last state known to be good. A bad step restores it and halves the learning rate; when
-that has been tried often enough, :func:`first_offender` looks for the quantity in which NaN or infinity appears first.
+that was tried often enough, :func:`first_non_finite` looks for the quantity in which NaN or infinity appears first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from countvi.batch import Batch, CountBlock
-from countvi.likelihoods import CountLikelihood
-from countvi.models._base import CountModel
+from countvi.likelihoods.base import CountLikelihood
+from countvi.models.count_model import CountModel
 
 MAX_ROLLBACKS = 8
 """Halvings of the learning rate before the run is given up: a factor of 256."""
@@ -28,15 +28,15 @@ SNAPSHOT_EVERY = 200
 class NonFiniteStep(Exception):
     """Raised by the loop when rollbacks are used up."""
 
-    def __init__(self, offender: Offender, epoch: int, row: int | None) -> None:
-        super().__init__(offender, epoch, row)
-        self.offender = offender
+    def __init__(self, at: NonFiniteAt, epoch: int, row: int | None) -> None:
+        super().__init__(at, epoch, row)
+        self.at = at
         self.epoch = epoch
         self.row = row
 
 
 @dataclass(frozen=True)
-class Offender:
+class NonFiniteAt:
     """Where NaN or infinity appears first.
 
     Parameters
@@ -80,11 +80,11 @@ def all_finite(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def first_offender(model: CountModel, batch: Batch, generator: torch.Generator) -> Offender:
+def first_non_finite(model: CountModel, batch: Batch, generator: torch.Generator) -> NonFiniteAt:
     """Walk through the model in sampling order and return the first quantity that is not finite."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            return Offender(quantity=f"the parameter {name}")
+            return NonFiniteAt(quantity=f"the parameter {name}")
     for item in _quantities(model, batch, generator):
         bad = ~torch.isfinite(item.values)
         # An empty cell's observed log library is minus infinity by definition; it gives rate zero, not NaN.
@@ -99,8 +99,8 @@ def first_offender(model: CountModel, batch: Batch, generator: torch.Generator) 
         code = None
         if cell is not None and batch.design.codes.shape[1]:
             code = int(batch.design.codes[cell, 0])
-        return Offender(quantity=item.name, cell=cell, gene=gene, modality=item.modality, batch_code=code)
-    return Offender(quantity="the gradient of the loss")
+        return NonFiniteAt(quantity=item.name, cell=cell, gene=gene, modality=item.modality, batch_code=code)
+    return NonFiniteAt(quantity="the gradient of the loss")
 
 
 class _Quantity(NamedTuple):
@@ -133,7 +133,7 @@ def _quantities(model: CountModel, batch: Batch, generator: torch.Generator) -> 
 
 
 def _of_cells(name: str, values: Tensor) -> _Quantity:
-    return _Quantity(name, ("cell", "dimension")[: values.dim()], values)
+    return _Quantity(name, ("cell", *["dimension"] * (values.dim() - 1)), values)
 
 
 def _gene_beyond(likelihood: CountLikelihood, counts: CountBlock, cell: int) -> int | None:

@@ -12,7 +12,7 @@ import torch
 from countvi.batch import RNA, Batch, CountBlock, Design
 from countvi.errors import TrainingWarning
 from countvi.train import loop
-from countvi.train.recorded import Machinery, RecordedSteps
+from countvi.train.cuda_graph import CudaGraphSteps, StepParts
 from countvi.train.resident import Resident
 
 CPU = torch.device("cpu")
@@ -64,11 +64,11 @@ def test_what_does_not_fit_stays_where_it_is():
     assert Resident.join(parts, CPU, torch.float32, limit=1e3) is None
 
 
-def unrecorded(run) -> RecordedSteps:
+def unrecorded(run) -> CudaGraphSteps:
     """What a run on a GPU prepares, on the CPU."""
-    resident = run.feed.resident(CPU, run.dtype, 1e9)
-    machinery = Machinery(run.descent, run.parameters, run.optimizer, run.plan.gradient_clip_val)
-    return RecordedSteps(machinery, resident, CPU, record=False)
+    resident = run.loader.resident(CPU, run.dtype, 1e9)
+    parts = StepParts(run.loss_module, run.parameters, run.optimizer, run.plan.gradient_clip_val)
+    return CudaGraphSteps(parts, resident, CPU, record=False)
 
 
 @pytest.mark.parametrize("options", [{}, {"plan_kwargs": {"gradient_clip_val": 1.0, "weight_decay": 0.1}}])
@@ -84,7 +84,7 @@ def test_the_same_training_as_step_by_step(tiny, monkeypatch, options):
 
 def test_a_step_that_is_not_finite_is_looked_at(tiny, monkeypatch):
     monkeypatch.setattr(loop._Run, "_record", unrecorded)
-    take, seen = RecordedSteps._work, []
+    take, seen = CudaGraphSteps._work, []
 
     def spoiled(self, size):
         take(self, size)
@@ -92,10 +92,10 @@ def test_a_step_that_is_not_finite_is_looked_at(tiny, monkeypatch):
         if len(seen) == 5:  # in the second epoch
             self._loss.fill_(torch.nan)
             with torch.no_grad():
-                for parameter in self._machinery.descent.parameters():
+                for parameter in self._parts.loss_module.parameters():
                     parameter.fill_(torch.nan)
 
-    monkeypatch.setattr(RecordedSteps, "_work", spoiled)
+    monkeypatch.setattr(CudaGraphSteps, "_work", spoiled)
     model = tiny.train(tiny.make(), 4)
     assert len(seen) == 6, "the rest is taken step by step"
     assert len(model.history["train_loss"]) == 4

@@ -12,7 +12,7 @@ import countvi
 from countvi import seeding
 from countvi.batch import RNA
 from countvi.errors import NonFiniteError
-from countvi.train.guard import Offender, first_offender
+from countvi.train.rollback import NonFiniteAt, first_non_finite
 
 NAN = float("nan")
 
@@ -140,9 +140,9 @@ def problem(tiny, n_cells: int = 20):
     return model.module.train(), model.dataset.batch(np.arange(n_cells))
 
 
-def find(model, batch) -> Offender:
+def find(model, batch) -> NonFiniteAt:
     with seeding.forked(0):
-        return first_offender(model, batch, seeding.generator(0))
+        return first_non_finite(model, batch, seeding.generator(0))
 
 
 def spoil(module: torch.nn.Module, row: int, column: int | None = None):
@@ -155,10 +155,10 @@ def spoil(module: torch.nn.Module, row: int, column: int | None = None):
 
 
 @pytest.mark.parametrize("n_cells", [20, 15])
-def test_first_offender(tiny, n_cells):
+def test_first_non_finite(tiny, n_cells):
     model, batch = problem(tiny, n_cells)
     code = int(batch.design.codes[7, 0])
-    assert find(model, batch) == Offender("the gradient of the loss")
+    assert find(model, batch) == NonFiniteAt("the gradient of the loss")
     cases = [
         (model.encode_z.loc, 1, "the posterior loc of z", None),
         (model.encode_z.log_variance, 2, "the posterior scale of z", None),
@@ -174,7 +174,7 @@ def test_first_offender(tiny, n_cells):
 
 
 @pytest.mark.parametrize("n_cells", [20, 15])
-def test_first_offender_with_a_dispersion_per_gene_names_no_cell(tiny, n_cells):
+def test_first_non_finite_with_a_dispersion_per_gene_names_no_cell(tiny, n_cells):
     model, batch = problem(tiny, n_cells)
     with torch.no_grad():
         model.observe.log_theta.value[9] = 200.0
@@ -182,8 +182,28 @@ def test_first_offender_with_a_dispersion_per_gene_names_no_cell(tiny, n_cells):
     assert (found.quantity, found.cell, found.gene) == ("theta", None, 9)
 
 
+def test_first_non_finite_of_a_spot(tiny):
+    """Where a state has a vector for each of several types."""
+    adata = tiny.simulate(20, 20)
+    countvi.CondSCVI.setup_anndata(adata, labels_key="batch")
+    reference = countvi.CondSCVI(adata, n_hidden=8, n_latent=3)
+    reference.train(1, enable_progress_bar=False, accelerator="cpu")
+    countvi.DestVI.setup_anndata(adata)
+    destvi = countvi.DestVI.from_rna_model(adata, reference)
+    model, batch = destvi.module.train(), destvi.dataset.batch(np.arange(20))
+    assert find(model, batch) == NonFiniteAt("the gradient of the loss")
+    for part, quantity in (
+        (model.infer_gamma, "the posterior loc of gamma"),
+        (model.decode, "the sum of what was decoded for each type"),
+    ):
+        handle = spoil(part, 7)
+        found = find(model, batch)
+        handle.remove()
+        assert (found.quantity, found.cell) == (quantity, 7)
+
+
 @pytest.mark.parametrize("n_cells", [20, 15])
-def test_first_offender_in_the_likelihood_names_the_gene(tiny, n_cells):
+def test_first_non_finite_in_the_likelihood_names_the_gene(tiny, n_cells):
     """A value whose square is out of range. (Size factors, else one such value makes the library as large)."""
     adata = tiny.simulate(n_cells, 20)
     adata.obs["factor"] = 1.0
