@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -56,7 +58,8 @@ class BatchAdversary:
 
     def begin(self, device: torch.device, dtype: torch.dtype) -> None:
         """Get ready for a run."""
-        self.classifier.to(device=device, dtype=dtype).train()
+        # Sent to several processes, its weights lie in memory that all of them share; each steps on its own.
+        self.classifier = copy.deepcopy(self.classifier).to(device=device, dtype=dtype).train()
         parameters = self.classifier.parameters()
         self._optimizer = torch.optim.Adam(parameters, lr=_LR, eps=_EPS, weight_decay=_WEIGHT_DECAY)
 
