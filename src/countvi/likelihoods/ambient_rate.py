@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from countvi import ops
-from countvi.ops import Link, Rows
+from countvi.ops import Indexed, Link
 from countvi.typing import Cells, CellsGenes, CellsHidden
 
 
@@ -38,8 +38,8 @@ class AmbientRate:
     bias: Tensor
     log_library: Cells
     log_unit: Tensor
-    log_background: Rows | None = None
-    log_scaling: Rows | None = None
+    log_background: Indexed | None = None
+    log_scaling: Indexed | None = None
 
     @property
     def batch_shape(self) -> torch.Size:
