@@ -11,6 +11,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.errors import OptionError
 from countvi.ops import Affine, Indexed, Link, _backend, cpu
+from countvi.ops.cpu import launch
 
 
 def test_auto_unless_told_otherwise() -> None:
@@ -68,3 +69,15 @@ def test_every_operation_with_a_kernel_runs_on_the_backend_in_force(monkeypatch:
         ops.linear(a, a, a[0])
         ops.fold_changes(a, a, a[0], 0.25)
     assert {name for name, _ in called} == set(cpu.__all__)
+
+
+def test_only_operations_are_imported_when_asked_for() -> None:
+    assert all(callable(getattr(cpu, name)) for name in cpu.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'gamma_poison'"):
+        _ = cpu.gamma_poison
+
+
+def test_a_field_that_a_job_does_not_have_is_refused() -> None:
+    """A kernel would read zero, the address of what is absent."""
+    with pytest.raises(ValueError, match="bias"):
+        launch.launch(None, launch.job_type("weight"), 1, bias=1)
