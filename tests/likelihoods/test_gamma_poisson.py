@@ -13,7 +13,7 @@ from countvi.errors import MismatchError, OptionError
 from countvi.likelihoods import gamma_poisson
 from countvi.likelihoods.ambient_rate import AmbientRate
 from countvi.likelihoods.gamma_poisson import GammaPoisson
-from countvi.ops import Rows
+from countvi.ops import Indexed
 
 N, G, H = 6, 7, 3
 CODE = torch.tensor([0, 2, 1, 2, 0, 1])
@@ -31,13 +31,13 @@ def rate(samples: tuple[int, ...] = (), background: bool = True, scaling: bool =
         bias=draw(G, seed=seed + 20),
         log_library=draw(N, seed=seed + 30) + 1.0,
         log_unit=torch.tensor(2.0, dtype=torch.float64),
-        log_background=Rows(draw(3, G, seed=seed + 40) - 1, CODE) if background else None,
-        log_scaling=Rows(0.2 * draw(2, G, seed=seed + 50), CODE.clamp(max=1)) if scaling else None,
+        log_background=Indexed(draw(3, G, seed=seed + 40) - 1, CODE) if background else None,
+        log_scaling=Indexed(0.2 * draw(2, G, seed=seed + 50), CODE.clamp(max=1)) if scaling else None,
     )
 
 
-def theta(seed: int = 0) -> Rows:
-    return Rows(draw(3, G, seed=seed + 60), CODE)
+def theta(seed: int = 0) -> Indexed:
+    return Indexed(draw(3, G, seed=seed + 60), CODE)
 
 
 def counts(seed: int = 0) -> CountBlock:
@@ -93,7 +93,7 @@ def test_moments_and_theta():
     torch.testing.assert_close(likelihood.mean, rate((2,)).mean)
     torch.testing.assert_close(likelihood.variance, likelihood.mean + likelihood.mean.square() / t)
     assert likelihood.dropout_probability is None
-    assert GammaPoisson(rate(), Rows(draw(1, G), None)).theta.shape == (G,)
+    assert GammaPoisson(rate(), Indexed(draw(1, G), None)).theta.shape == (G,)
 
 
 def test_draws_have_the_moments():
@@ -108,7 +108,7 @@ def test_draws_have_the_moments():
     assert error.abs().max() < 6
 
 
-def leaves(r: AmbientRate, t: Rows) -> list[torch.Tensor]:
+def leaves(r: AmbientRate, t: Indexed) -> list[torch.Tensor]:
     assert r.log_background is not None and r.log_scaling is not None
     tensors = [r.hidden, r.weight, r.bias, r.log_library, r.log_background.table, r.log_scaling.table, t.table]
     return [tensor.requires_grad_() for tensor in tensors]

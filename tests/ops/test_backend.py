@@ -10,7 +10,8 @@ import torch
 from countvi import ops
 from countvi.batch import CountBlock
 from countvi.errors import OptionError
-from countvi.ops import Affine, Link, Rows, _backend, cpu
+from countvi.ops import Affine, Indexed, Link, _backend, cpu
+from countvi.ops.cpu import launch
 
 
 def test_auto_unless_told_otherwise() -> None:
@@ -59,8 +60,8 @@ def test_every_operation_with_a_kernel_runs_on_the_backend_in_force(monkeypatch:
         ops.negative_binomial(a, a[0], a, counts, link)
         ops.zero_inflated_negative_binomial(a, a[0], a, a, counts, link)
         ops.poisson(a, a[0], counts, link)
-        ops.gamma_poisson(a, a[0], Rows(a, None), None, None, counts)
-        ops.gamma_poisson_head(a, a, a[0], a[0], (Rows(a, None), None, None), counts, 1, 1)
+        ops.gamma_poisson(a, a[0], Indexed(a, None), None, None, counts)
+        ops.gamma_poisson_head(a, a, a[0], a[0], (Indexed(a, None), None, None), counts, 1, 1)
         ops.negative_binomial_mixture(a, a, a, a, counts)
         ops.rate_shape_negative_binomial(a, a[0], a[0], counts)
         ops.mixed_types_negative_binomial(a[None], Affine(a, a[0]), a[0], a, a[0], a[0], a[0], counts)
@@ -68,3 +69,15 @@ def test_every_operation_with_a_kernel_runs_on_the_backend_in_force(monkeypatch:
         ops.linear(a, a, a[0])
         ops.fold_changes(a, a, a[0], 0.25)
     assert {name for name, _ in called} == set(cpu.__all__)
+
+
+def test_only_operations_are_imported_when_asked_for() -> None:
+    assert all(callable(getattr(cpu, name)) for name in cpu.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'gamma_poison'"):
+        _ = cpu.gamma_poison
+
+
+def test_a_field_that_a_job_does_not_have_is_refused() -> None:
+    """A kernel would read zero, the address of what is absent."""
+    with pytest.raises(ValueError, match="bias"):
+        launch.launch(None, launch.job_type("weight"), 1, bias=1)

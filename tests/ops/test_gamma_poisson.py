@@ -17,7 +17,7 @@ from torch import Tensor
 
 from countvi import ops
 from countvi.batch import CountBlock
-from countvi.ops import Link, Rows
+from countvi.ops import Indexed, Link
 
 NAMES = ("logits", "log_library", "log_theta", "log_background", "log_scaling")
 
@@ -54,7 +54,7 @@ def witness() -> tuple[Tensor, list[Tensor]]:
 def entrywise(x: Tensor, *parameters: Tensor) -> Tensor:
     """Single entries as cells of one gene, each with rows of its own."""
     logits, log_library, *tables = parameters
-    rows = [Rows(table[:, None], torch.arange(len(x))) for table in tables]
+    rows = [Indexed(table[:, None], torch.arange(len(x))) for table in tables]
     return ops.gamma_poisson(logits[:, None], log_library, *rows, CountBlock.from_dense(x[:, None]))
 
 
@@ -94,9 +94,9 @@ def test_against_scipy(background: float, theta: float) -> None:
     actual = ops.gamma_poisson(
         torch.tensor(logits),
         torch.tensor(library).log(),
-        Rows(torch.full((1, 4), theta, dtype=torch.float64).log(), None),
-        Rows(torch.full((1, 4), background, dtype=torch.float64).log(), None),
-        Rows(torch.tensor(scaling).log()[None], None),
+        Indexed(torch.full((1, 4), theta, dtype=torch.float64).log(), None),
+        Indexed(torch.full((1, 4), background, dtype=torch.float64).log(), None),
+        Indexed(torch.tensor(scaling).log()[None], None),
         CountBlock.from_dense(torch.tensor(x).double()),
     )
     np.testing.assert_allclose(actual, stats.nbinom.logpmf(x, theta, theta / (theta + mu)).sum(1), rtol=1e-10)
@@ -125,7 +125,7 @@ def code(n_rows: int, cells: int) -> Tensor | None:
 
 def evaluate(p: dict[str, Tensor]) -> Tensor:
     cells = p["x"].shape[0]
-    rows = [Rows(p[name], code(len(p[name]), cells)) for name in NAMES[2:]]
+    rows = [Indexed(p[name], code(len(p[name]), cells)) for name in NAMES[2:]]
     return ops.gamma_poisson(p["logits"], p["log_library"], *rows, CountBlock.from_dense(p["x"]))
 
 
@@ -170,12 +170,12 @@ def test_samples_are_a_loop() -> None:
 def test_without_background_and_scaling_it_is_the_negative_binomial() -> None:
     p = problem()
     counts = CountBlock.from_dense(p["x"])
-    theta = Rows(p["log_theta"][:1], None)
+    theta = Indexed(p["log_theta"][:1], None)
     expected = ops.negative_binomial(p["logits"], p["log_library"], theta.table[0], counts, Link.SOFTPLUS)
     plain = ops.gamma_poisson(p["logits"], p["log_library"], theta, None, None, counts)
     torch.testing.assert_close(plain, expected)
-    nothing = Rows(torch.full((1, 3), -torch.inf, dtype=torch.float64), None)
-    one = Rows(torch.zeros(1, 3, dtype=torch.float64), None)
+    nothing = Indexed(torch.full((1, 3), -torch.inf, dtype=torch.float64), None)
+    one = Indexed(torch.zeros(1, 3, dtype=torch.float64), None)
     torch.testing.assert_close(ops.gamma_poisson(p["logits"], p["log_library"], theta, nothing, one, counts), expected)
 
 
@@ -183,8 +183,8 @@ def test_a_background_without_expression_is_the_background() -> None:
     """Where the softplus underflows, what is left is library x background, and the slope by the logits is zero."""
     x, log_b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.4, -30.0]])
     logits = torch.full((1, 2), -1e4, requires_grad=True)
-    theta = Rows(torch.zeros(1, 2), None)
-    value = ops.gamma_poisson(logits, torch.ones(1), theta, Rows(log_b, None), None, CountBlock.from_dense(x))
+    theta = Indexed(torch.zeros(1, 2), None)
+    value = ops.gamma_poisson(logits, torch.ones(1), theta, Indexed(log_b, None), None, CountBlock.from_dense(x))
     mu = np.exp(1.0 + log_b.numpy())
     np.testing.assert_allclose(value.detach(), stats.nbinom.logpmf(x.numpy(), 1.0, 1.0 / (1.0 + mu)).sum(1), rtol=1e-5)
     assert not torch.autograd.grad(value.sum(), logits)[0].any()
@@ -205,7 +205,7 @@ def test_nothing_is_nan(logit, log_library, log_theta, log_background, count) ->
     tensors = [torch.full((2, 2), logit), torch.full((2,), log_library)]
     tensors += [torch.full((1, 2), value) for value in (log_theta, log_background, 0.5)]
     tensors = [t.requires_grad_() for t in tensors]
-    value = ops.gamma_poisson(*tensors[:2], *(Rows(t, None) for t in tensors[2:]), CountBlock.from_dense(x))
+    value = ops.gamma_poisson(*tensors[:2], *(Indexed(t, None) for t in tensors[2:]), CountBlock.from_dense(x))
     assert value.isfinite().all()
     assert all(g.isfinite().all() for g in torch.autograd.grad(value.sum(), tensors))
 

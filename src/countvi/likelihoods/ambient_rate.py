@@ -10,7 +10,7 @@ from torch import Tensor
 
 from countvi import ops
 from countvi.likelihoods.base import CountRate
-from countvi.ops import Link, Rows
+from countvi.ops import Indexed, Link
 from countvi.typing import Cells, CellsGenes, CellsHidden
 
 
@@ -39,8 +39,8 @@ class AmbientRate(CountRate):
     bias: Tensor
     log_library: Cells
     log_unit: Tensor
-    log_background: Rows | None = None
-    log_scaling: Rows | None = None
+    log_background: Indexed | None = None
+    log_scaling: Indexed | None = None
 
     @property
     def batch_shape(self) -> torch.Size:

@@ -13,7 +13,7 @@ from countvi.batch import CountBlock
 from countvi.likelihoods.ambient_rate import AmbientRate
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.negative_binomial import negative_binomial_variance, sample_negative_binomial
-from countvi.ops import Rows
+from countvi.ops import Indexed
 from countvi.typing import Cells, CellsGenes
 
 # Entries of a matrix of cells x genes that are held at once: 16 MiB in float32. Beyond it (many genes, many draws) the
@@ -37,7 +37,7 @@ class GammaPoisson(CountLikelihood):
 
     rate: AmbientRate
 
-    def __init__(self, rate: AmbientRate, log_theta: Rows, measured: Tensor | None = None) -> None:
+    def __init__(self, rate: AmbientRate, log_theta: Indexed, measured: Tensor | None = None) -> None:
         super().__init__(rate)
         self.log_theta = log_theta
         self.measured = measured
@@ -73,7 +73,7 @@ class GammaPoisson(CountLikelihood):
         return sample_negative_binomial(self.rate, self.log_theta.of_cells(), sample_shape, generator)
 
 
-def _log_prob(rate: AmbientRate, log_theta: Rows, counts: CountBlock, n_cells: int) -> Cells:
+def _log_prob(rate: AmbientRate, log_theta: Indexed, counts: CountBlock, n_cells: int) -> Cells:
     n_parts = max(1, math.ceil(rate.batch_shape.numel() * rate.n_genes / _BLOCK))
     tables = (log_theta, rate.log_background, rate.log_scaling)
     step = max(1, math.ceil(rate.n_genes / n_parts))

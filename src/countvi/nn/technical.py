@@ -1,7 +1,7 @@
 """Background, scaling of genes and dispersion by technical covariates: what these do to counts beyond the decoder.
 
-Each has a row per level, gathered by code. A module returns :class:`~countvi.ops.Rows`, a row per combination of levels
-that occurs in the minibatch, and the log-prior of its parameters.
+Each has a row per level, gathered by code. A module returns :class:`~countvi.ops.Indexed`, a row per combination of
+levels that occurs in the minibatch, and the log-prior of its parameters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 from countvi.batch import Design, Factor
 from countvi.nn.levels import ByLevel, combinations, n_rows
 from countvi.nn.priors import DispersionPrior, GammaPrior
-from countvi.ops import Rows, log_scale
+from countvi.ops import Indexed, log_scale
 from countvi.ops.link import Link
 
 SCALING_PRIOR = GammaPrior(200.0, 200.0)
@@ -53,11 +53,11 @@ class Background(ByLevel):
         start = math.log(0.01 / len(self.factors))
         self.beta = nn.Parameter(torch.full((n_rows(factors), n_genes), start))
 
-    def forward(self, design: Design) -> Rows:
+    def forward(self, design: Design) -> Indexed:
         """Return log B of the cells."""
         index, code = combinations(design, self.factors)
         beta = functional.embedding(index, self.beta)
-        return Rows(beta[0] if len(beta) == 1 else beta.logsumexp(0), code)
+        return Indexed(beta[0] if len(beta) == 1 else beta.logsumexp(0), code)
 
     def log_prior(self) -> Tensor:
         """Log-density of beta, one number in nats; zero without a prior."""
@@ -92,10 +92,10 @@ class FeatureScaling(ByLevel):
         # A factor of exactly one, so that there can be any number of them.
         self.gamma = nn.Parameter(torch.full((n_rows(factors), n_genes), math.log(math.expm1(_UNIT))))
 
-    def forward(self, design: Design) -> Rows:
+    def forward(self, design: Design) -> Indexed:
         """Return log y of the cells."""
         index, code = combinations(design, self.factors)
-        return Rows(_log_factor(functional.embedding(index, self.gamma)).sum(0), code)
+        return Indexed(_log_factor(functional.embedding(index, self.gamma)).sum(0), code)
 
     def log_prior(self) -> Tensor:
         """Log-density of gamma, one number in nats."""
@@ -135,14 +135,14 @@ class PosteriorDispersion(ByLevel):
         self.loc = nn.Parameter(torch.full(shape, 2.0 * math.log(prior.shape / prior.rate)))
         self.log_scale = nn.Parameter(torch.full(shape, _INITIAL_LOG_SCALE))
 
-    def forward(self, design: Design) -> Rows:
+    def forward(self, design: Design) -> Indexed:
         """Return log theta of the cells."""
         index, code = combinations(design, self.factors)
         loc = functional.embedding(index[0], self.loc)
         if not self.training:
-            return Rows(loc, code)
+            return Indexed(loc, code)
         scale = functional.embedding(index[0], self.log_scale).exp()
-        return Rows((loc + scale * torch.randn_like(scale)).clamp(*_LOG_THETA_RANGE), code)
+        return Indexed((loc + scale * torch.randn_like(scale)).clamp(*_LOG_THETA_RANGE), code)
 
     def log_prior(self) -> Tensor:
         """Negative divergence of the posterior from the prior, one number in nats."""

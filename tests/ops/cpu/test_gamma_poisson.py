@@ -10,7 +10,7 @@ from torch import Tensor
 
 from countvi import ops
 from countvi.batch import CountBlock
-from countvi.ops import Rows
+from countvi.ops import Indexed
 
 pytest.importorskip("numba")
 
@@ -45,7 +45,7 @@ def problem(cells: int, genes: int, rows: tuple[int, int, int], samples: tuple[i
 def evaluate(backend: str, dtype: torch.dtype, tensors, codes, counts, weight: Tensor | None) -> list[Tensor | None]:
     leaves = [None if t is None else t.to(dtype).clone().requires_grad_() for t in tensors]
     logits, library, *tables = leaves
-    rows = [None if t is None else Rows(t, code) for t, code in zip(tables, codes, strict=True)]
+    rows = [None if t is None else Indexed(t, code) for t, code in zip(tables, codes, strict=True)]
     with ops.backend(backend):
         out = ops.gamma_poisson(logits, library, *rows, counts)
     (-out.mean() if weight is None else (out * weight.to(dtype)).sum()).backward()
@@ -78,7 +78,7 @@ def test_each_subset_of_gradients() -> None:
     for asked in itertools.product((True, False), repeat=5):
         leaves = [t.clone().requires_grad_(a) for t, a in zip(tensors, asked, strict=True)]
         logits, library, *tables = leaves
-        rows = [Rows(t, code) for t, code in zip(tables, codes, strict=True)]
+        rows = [Indexed(t, code) for t, code in zip(tables, codes, strict=True)]
         with ops.backend("cpu"):
             out = ops.gamma_poisson(logits, library, *rows, counts)
         assert torch.equal(out.detach(), full[0])
@@ -91,7 +91,7 @@ def test_each_subset_of_gradients() -> None:
 def test_asked_for_twice() -> None:
     tensors, codes, counts = problem(9, 30, (2, 2, 2))
     leaf = tensors[0].clone().requires_grad_()
-    rows = [Rows(t, code) for t, code in zip(tensors[2:], codes, strict=True)]
+    rows = [Indexed(t, code) for t, code in zip(tensors[2:], codes, strict=True)]
     with ops.backend("cpu"):
         loss = -ops.gamma_poisson(leaf, tensors[1], *rows, counts).mean()
     once, twice = (torch.autograd.grad(loss, leaf, retain_graph=True)[0].clone() for _ in range(2))
@@ -106,7 +106,7 @@ def test_extremes_are_finite() -> None:
     theta = torch.tensor([[-20.0, 30.0, 0.0]], requires_grad=True)
     counts = CountBlock.from_dense(torch.tensor([[0.0, 2.0, 0.0], [0.0, 1.0, 5.0], [0.0, 0.0, 0.0]]))
     with ops.backend("cpu"):
-        out = ops.gamma_poisson(logits, library, Rows(theta, None), Rows(background, None), None, counts)
+        out = ops.gamma_poisson(logits, library, Indexed(theta, None), Indexed(background, None), None, counts)
     gradients = torch.autograd.grad(out.sum(), [logits, theta])
     assert out.isfinite().all()
     assert out[2] == 0
@@ -115,7 +115,7 @@ def test_extremes_are_finite() -> None:
 
 def test_nan_stays_in_its_cell() -> None:
     tensors, codes, counts = problem(6, 20, (2, 2, 2))
-    rows = [Rows(t, code) for t, code in zip(tensors[2:], codes, strict=True)]
+    rows = [Indexed(t, code) for t, code in zip(tensors[2:], codes, strict=True)]
     spoilt = tensors[0].clone()
     spoilt[3, 7] = torch.nan
     with ops.backend("cpu"):
@@ -125,7 +125,7 @@ def test_nan_stays_in_its_cell() -> None:
 
 def test_counts_of_another_size_are_refused() -> None:
     tensors, codes, _ = problem(6, 20, (2, 2, 2))
-    rows = [Rows(t, code) for t, code in zip(tensors[2:], codes, strict=True)]
+    rows = [Indexed(t, code) for t, code in zip(tensors[2:], codes, strict=True)]
     with ops.backend("cpu"), pytest.raises(AssertionError, match="fit"):
         ops.gamma_poisson(tensors[0], tensors[1], *rows, CountBlock.from_dense(torch.ones(6, 21)))
 
@@ -133,10 +133,10 @@ def test_counts_of_another_size_are_refused() -> None:
 @pytest.mark.parametrize("code", [[0, 1, 2, 0, 0, 0], [0, -1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0] * 7])
 def test_codes_that_do_not_fit_are_refused(code: list[int]) -> None:
     tensors, codes, counts = problem(6, 20, (2, 2, 2))
-    rows = [Rows(t, code_) for t, code_ in zip(tensors[2:], codes, strict=True)]
+    rows = [Indexed(t, code_) for t, code_ in zip(tensors[2:], codes, strict=True)]
     for position in range(3):
         wrong = [*rows]
-        wrong[position] = Rows(rows[position].table, torch.tensor(code))
+        wrong[position] = Indexed(rows[position].table, torch.tensor(code))
         with ops.backend("cpu"), pytest.raises(AssertionError, match="code"):
             ops.gamma_poisson(tensors[0], tensors[1], *wrong, counts)
 
@@ -144,6 +144,6 @@ def test_codes_that_do_not_fit_are_refused(code: list[int]) -> None:
 def test_tables_that_do_not_fit_are_refused() -> None:
     tensors, _, counts = problem(6, 20, (2, 2, 2))
     with ops.backend("cpu"), pytest.raises(AssertionError, match="no code"):
-        ops.gamma_poisson(tensors[0], tensors[1], Rows(tensors[2], None), None, None, counts)
+        ops.gamma_poisson(tensors[0], tensors[1], Indexed(tensors[2], None), None, None, counts)
     with ops.backend("cpu"), pytest.raises(AssertionError, match="genes"):
-        ops.gamma_poisson(tensors[0], tensors[1], Rows(torch.zeros(1, 40), None), None, None, counts)
+        ops.gamma_poisson(tensors[0], tensors[1], Indexed(torch.zeros(1, 40), None), None, None, counts)

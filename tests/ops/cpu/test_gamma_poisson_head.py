@@ -8,7 +8,7 @@ from torch import Tensor
 
 from countvi import ops
 from countvi.batch import CountBlock
-from countvi.ops import Rows
+from countvi.ops import Indexed
 
 pytest.importorskip("numba")
 
@@ -43,13 +43,13 @@ def leaves_of(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 def fused(leaves: list[Tensor], codes, counts: CountBlock, step: int, n_cells: int = CELLS) -> Tensor:
     hidden, weight, bias, library, *tables = leaves
-    rows = tuple(Rows(table, code) for table, code in zip(tables, codes, strict=True))
+    rows = tuple(Indexed(table, code) for table, code in zip(tables, codes, strict=True))
     return ops.gamma_poisson_head(hidden, weight, bias, library, rows, counts, step, n_cells)
 
 
 def apart(leaves: list[Tensor], codes, counts: CountBlock) -> Tensor:
     hidden, weight, bias, library, *tables = leaves
-    rows = [Rows(table, code) for table, code in zip(tables, codes, strict=True)]
+    rows = [Indexed(table, code) for table, code in zip(tables, codes, strict=True)]
     return ops.gamma_poisson(hidden @ weight.T + bias, library, *rows, counts)
 
 

@@ -179,8 +179,8 @@ def test_threads_of_our_own_change_no_bit(case: Case, monkeypatch: pytest.Monkey
     inputs, weight = draw(90, 1500, seed=3), draw_weight(torch.Size([90]))
     with threads(1):
         expected = bits(inputs, case, Link.SOFTMAX, weight)
-    team = importlib.import_module("countvi.ops.cpu.team")
-    monkeypatch.setattr(team, "_team", lambda: team._python_threads)
+    threads_module = importlib.import_module("countvi.ops.cpu.threads")
+    monkeypatch.setattr(threads_module, "_runner", lambda: threads_module._python_threads)
     with threads(3):
         for _ in range(5):
             assert_same(bits(inputs, case, Link.SOFTMAX, weight), expected)

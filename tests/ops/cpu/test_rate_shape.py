@@ -111,16 +111,16 @@ def test_spots(shape, types, weighted) -> None:
 @pytest.mark.parametrize("space", [1, 1 << 22])
 def test_types_that_a_spot_does_not_hold(space: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """They change nothing, have no slope, and no product is made for them."""
-    from countvi.ops.cpu import mixed_types_autograd
+    from countvi.ops.cpu import mixed_types
 
-    monkeypatch.setattr(mixed_types_autograd, "_SPACE", space)
-    rows, plain = [], mixed_types_autograd.product
+    monkeypatch.setattr(mixed_types, "_SPACE", space)
+    rows, plain = [], mixed_types.product
 
     def noted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows.append(len(x))
         return plain(x, weight, bias)
 
-    monkeypatch.setattr(mixed_types_autograd, "product", noted)
+    monkeypatch.setattr(mixed_types, "product", noted)
     tensors, counts, layer = spots_problem(23, 50, types=4)
     held = torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.4
     held[5], held[6], held[7:, 2] = False, True, False
@@ -142,13 +142,13 @@ def test_types_that_a_spot_does_not_hold(space: int, monkeypatch: pytest.MonkeyP
 
 def test_spots_in_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with products large enough for oneDNN; the parts do not change a bit of what a spot gives."""
-    from countvi.ops.cpu import mixed_types_autograd
+    from countvi.ops.cpu import mixed_types
 
     tensors, counts, layer = spots_problem(37, 900, types=5, units=64)
     weight = torch.rand(37, generator=torch.Generator().manual_seed(9))
     expected = evaluate("reference", torch.float64, tensors, counts, weight, layer)
     for space in (1, 16 * 4 * 5 * 900, 1 << 30):
-        monkeypatch.setattr(mixed_types_autograd, "_SPACE", space)
+        monkeypatch.setattr(mixed_types, "_SPACE", space)
         assert_agrees(evaluate("cpu", torch.float32, tensors, counts, weight, layer), expected)
 
 

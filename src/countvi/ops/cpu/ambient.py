@@ -10,59 +10,32 @@ belongs to a row of a table is added up over the cells of a chunk that take it, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numba import carray
+from torch import Tensor
 
+from countvi.batch import CountBlock
 from countvi.ops.cpu import dense, stored
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, part, strict
+from countvi.ops.cpu.differentiable import Fixed, Input, Operation, Per, job_of_rows
 from countvi.ops.cpu.elementary import ONE, TWO, ZERO, atanh_excess, exp, exp64, log, log64
-from countvi.ops.cpu.views import integers, matrix, vector
+from countvi.ops.cpu.pointers import counts_of, integers, matrix, vector
+from countvi.ops.indexed import Indexed
+from countvi.typing import Cells, CellsGenes
 
-SLOTS = (
-    "ticket",
-    "rows",
-    "cells",
-    "genes",
-    "chunk",
-    "chunks",
-    "nonzeros",
-    "theta_rows",
-    "background_rows",
-    "scaling_rows",
-    "logits",
-    "log_library",
-    "log_theta",
-    "theta",
-    "background",
-    "log_scaling",
-    "scaling",
-    "theta_code",
-    "background_code",
-    "scaling_code",
-    "values",
-    "columns",
-    "offsets",
-    "weight",
-    "out",
-    "d_logits",
-    "d_log_library",
-    "d_log_theta",
-    "d_log_background",
-    "d_log_scaling",
+INPUTS = (
+    Input("logits", Per.ENTRY),
+    Input("log_library", Per.CELL),
+    Input("log_theta", Per.TABLE),
+    Input("log_background", Per.TABLE),
+    Input("log_scaling", Per.TABLE),
 )
-"""What the numbers of a job are: sizes, then addresses, zero for an array that is absent.
+JOB = job_of_rows(INPUTS, "theta background scaling log_theta_code log_background_code log_scaling_code")
+"""Exponentials of the tables, and which row of each a cell takes. There is no gradient without ``d_logits``."""
 
-There are ``rows`` rows of parameters; row ``r`` has the counts and the codes of cell ``r % cells``. There is no
-gradient without ``d_logits``. ``d_log_theta``, ``d_log_background`` and ``d_log_scaling`` have a table per chunk.
-"""
-
-(_TICKET, _ROWS, _CELLS, _GENES, _CHUNK, _CHUNKS, _NONZEROS) = range(7)
-(_THETA_ROWS, _BACKGROUND_ROWS, _SCALING_ROWS) = range(7, 10)
-(_LOGITS, _LOG_LIBRARY, _LOG_THETA, _THETA, _BACKGROUND, _LOG_SCALING, _SCALING) = range(10, 17)
-(_THETA_CODE, _BACKGROUND_CODE, _SCALING_CODE, _VALUES, _COLUMNS, _OFFSETS) = range(17, 23)
-(_WEIGHT, _OUT, _D_LOGITS, _D_LOG_LIBRARY, _D_LOG_THETA, _D_LOG_BACKGROUND, _D_LOG_SCALING) = range(23, 30)
-_N_SLOTS = len(SLOTS)
 # What the exponential gives for everything that underflows.
 _LEAST = np.float32(2e-38)
 # Rows of the work space in float32.
@@ -145,32 +118,27 @@ def _logs_at(logits, background, log_scaling, shift, genes, out):
 
 @part
 def _parameters(job):
-    n_rows, genes, cells, n = job[_ROWS], job[_GENES], job[_CELLS], job[_NONZEROS]
+    n_rows, genes = job.rows, job.genes
     return (
-        (matrix(job[_LOGITS], n_rows, genes), matrix(job[_LOG_LIBRARY], 1, n_rows)[0]),
-        (matrix(job[_LOG_THETA], job[_THETA_ROWS], genes), matrix(job[_THETA], job[_THETA_ROWS], genes)),
-        matrix(job[_BACKGROUND], job[_BACKGROUND_ROWS], genes),
-        (matrix(job[_LOG_SCALING], job[_SCALING_ROWS], genes), matrix(job[_SCALING], job[_SCALING_ROWS], genes)),
-        (
-            vector(job[_VALUES], n),
-            integers(job[_COLUMNS], n),
-            integers(job[_OFFSETS], cells + 1),
-        ),
+        (matrix(job.logits, n_rows, genes), vector(job.log_library, n_rows)),
+        (matrix(job.log_theta, job.log_theta_rows, genes), matrix(job.theta, job.log_theta_rows, genes)),
+        matrix(job.background, job.log_background_rows, genes),
+        (matrix(job.log_scaling, job.log_scaling_rows, genes), matrix(job.scaling, job.log_scaling_rows, genes)),
+        counts_of(job),
     )
 
 
 @part
 def _work_space(job, offsets):
     """Rows in float32, rows in float64 as long as the longest cell, and its genes."""
-    genes, longest = job[_GENES], 0
-    for cell in range(job[_CELLS]):
-        longest = max(longest, offsets[cell + 1] - offsets[cell])
+    genes = job.genes
     space = np.empty((_N_ROWS, genes + 80), np.float32)
     # Cut one by one: a row of a cut matrix is not known to be in one piece.
     a, b, c = space[0][:genes], space[1][:genes], space[2][:genes]
     d, e, f = space[3][:genes], space[4][:genes], space[5][:genes]
     rows = (a, b, c, d, e, f)
-    return rows, np.empty((stored.N_BUFFERS, longest + 40)), np.empty(longest + 40, np.int64)
+    work, nonzero = stored.work_space(offsets, 0, job.cells)
+    return rows, work, nonzero
 
 
 @part
@@ -182,11 +150,11 @@ def _table(address, chunk, n_table, genes):
 @part
 def _clear(job, chunk):
     """Set the part of a chunk in the gradients by the tables to zero."""
-    genes = job[_GENES]
+    genes = job.genes
     for address, n_table in (
-        (job[_D_LOG_THETA], job[_THETA_ROWS]),
-        (job[_D_LOG_BACKGROUND], job[_BACKGROUND_ROWS]),
-        (job[_D_LOG_SCALING], job[_SCALING_ROWS]),
+        (job.d_log_theta, job.log_theta_rows),
+        (job.d_log_background, job.log_background_rows),
+        (job.d_log_scaling, job.log_scaling_rows),
     ):
         if address != 0:
             _table(address, chunk, n_table, genes)[chunk * n_table :] = ZERO
@@ -207,21 +175,21 @@ def _terms_at_zero(mean, dispersion, slope, rows):
 def _spread(job, row, chunk, table_rows, background, slopes, nonzero, space):
     """Turn the slopes by log mu into the gradient of a row, times its weight."""
     (own, _, sigmoid, share, theta_slope, _), work, _ = space
-    genes, n = job[_GENES], nonzero.shape[0]
-    weight = matrix(job[_WEIGHT], 1, job[_ROWS])[0, row]
-    if job[_D_LOG_THETA] != 0:
+    genes, n = job.genes, nonzero.shape[0]
+    weight = vector(job.weight, job.rows)[row]
+    if job.d_log_theta != 0:
         stored.put(work[stored.THETA_SLOPE], nonzero, theta_slope)
-        total = _table(job[_D_LOG_THETA], chunk, job[_THETA_ROWS], genes)
-        dense.add_scaled(theta_slope, weight, total[chunk * job[_THETA_ROWS] + table_rows[0]])
+        total = _table(job.d_log_theta, chunk, job.log_theta_rows, genes)
+        dense.add_scaled(theta_slope, weight, total[chunk * job.log_theta_rows + table_rows[0]])
     sum_of_slopes = dense.total(slopes) + stored.total(work[stored.SLOPE], n)
-    matrix(job[_D_LOG_LIBRARY], 1, job[_ROWS])[0, row] = np.float32(weight * sum_of_slopes)
+    vector(job.d_log_library, job.rows)[row] = np.float32(weight * sum_of_slopes)
     stored.put(work[stored.SLOPE], nonzero, slopes)
-    if job[_D_LOG_SCALING] != 0:
-        total = _table(job[_D_LOG_SCALING], chunk, job[_SCALING_ROWS], genes)
-        dense.add_scaled(slopes, weight, total[chunk * job[_SCALING_ROWS] + table_rows[2]])
-    if job[_D_LOG_BACKGROUND] != 0:
-        total = _table(job[_D_LOG_BACKGROUND], chunk, job[_BACKGROUND_ROWS], genes)
-        _to_background(slopes, background, own, weight, total[chunk * job[_BACKGROUND_ROWS] + table_rows[1]])
+    if job.d_log_scaling != 0:
+        total = _table(job.d_log_scaling, chunk, job.log_scaling_rows, genes)
+        dense.add_scaled(slopes, weight, total[chunk * job.log_scaling_rows + table_rows[2]])
+    if job.d_log_background != 0:
+        total = _table(job.d_log_background, chunk, job.log_background_rows, genes)
+        _to_background(slopes, background, own, weight, total[chunk * job.log_background_rows + table_rows[1]])
     _through_rate(own, background, sigmoid, share)
     _to_logits(share, weight, slopes)
 
@@ -232,19 +200,19 @@ def _row(job, row, chunk, parameters, space):
     rows, work, all_genes = space
     own, rate, sigmoid, value, _, log_rate = rows
     (logits, log_library), (log_theta, theta), backgrounds, (log_scaling, scaling), counts = parameters
-    cells = job[_CELLS]
+    cells = job.cells
     cell = row % cells
-    t = _code(job[_THETA_CODE], cells, cell)
-    b = _code(job[_BACKGROUND_CODE], cells, cell)
-    y = _code(job[_SCALING_CODE], cells, cell)
+    t = _code(job.log_theta_code, cells, cell)
+    b = _code(job.log_background_code, cells, cell)
+    y = _code(job.log_scaling_code, cells, cell)
     shift = np.float64(log_library[row])
     _own_rate(logits[row], own, sigmoid)
     _whole_rate(own, backgrounds[b], scaling[y], rate)
     nonzero = all_genes[: stored.gather(counts, cell, all_genes, work)]
     dense.clear_at(nonzero, rate)
     mean = (rate, np.float32(math.exp(shift)), np.float32(shift))
-    with_gradient = job[_D_LOGITS] != 0
-    slopes = matrix(job[_D_LOGITS], job[_ROWS], job[_GENES])[row] if with_gradient else log_rate
+    with_gradient = job.d_logits != 0
+    slopes = matrix(job.d_logits, job.rows, job.genes)[row] if with_gradient else log_rate
     _terms_at_zero(mean, (theta[t], log_theta[t]), slopes, rows)
     out = dense.total(value)
     _logs_at(logits[row], backgrounds[b], log_scaling[y], shift, nonzero, work[stored.LOG_MU])
@@ -260,19 +228,73 @@ def _make_kernel(sources: int):
 
     def gamma_poisson(data):
         _ = sources
-        job = carray(data, (_N_SLOTS,), np.int64)
+        job = carray(data, (1,), JOB)[0]
         parameters = _parameters(job)
         space = _work_space(job, parameters[4][2])
-        out = matrix(job[_OUT], 1, job[_ROWS])[0]
+        out = vector(job.out, job.rows)
         while True:
             chunk = next_ticket(data)
-            if chunk >= job[_CHUNKS]:
+            if chunk >= job.chunks:
                 break
             _clear(job, chunk)
-            for row in range(chunk * job[_CHUNK], min((chunk + 1) * job[_CHUNK], job[_ROWS])):
+            for row in range(chunk * job.chunk, min((chunk + 1) * job.chunk, job.rows)):
                 out[row] = np.float32(_row(job, row, chunk, parameters, space))
 
     return kernel(gamma_poisson)
 
 
-GAMMA_POISSON = _make_kernel(digest())
+GAMMA_POISSON = Operation(_make_kernel(digest()), JOB, INPUTS)
+
+
+def gamma_poisson(
+    logits: CellsGenes,
+    log_library: Cells,
+    log_theta: Indexed,
+    log_background: Indexed | None,
+    log_scaling: Indexed | None,
+    counts: CountBlock,
+) -> Cells:
+    """Log-likelihood per cell."""
+    tables = checked(log_theta, log_background, log_scaling, logits, counts)
+    inputs = (logits, log_library, *(t.table for t in tables))
+    fixed = {**exponentials([t.table.detach() for t in tables]), **codes(tables)}
+    return GAMMA_POISSON(inputs, counts, fixed)
+
+
+def checked(
+    log_theta: Indexed, log_background: Indexed | None, log_scaling: Indexed | None, like: Tensor, counts: CountBlock
+) -> tuple[Indexed, ...]:
+    """Tables of theta, background and scaling, those that are absent filled in, whose codes the kernel may follow."""
+    n_genes = counts.n_features
+    if log_background is None:
+        log_background = Indexed(like.new_full((1, n_genes), -torch.inf), None)
+    if log_scaling is None:
+        log_scaling = Indexed(like.new_zeros(1, n_genes), None)
+    for each in (log_theta, log_background, log_scaling):
+        _check(each, counts)
+    return log_theta, log_background, log_scaling
+
+
+def _check(indexed: Indexed, counts: CountBlock) -> None:
+    """The kernel would read beyond a table, where torch raises."""
+    (n_rows, n_genes), code = indexed.table.shape, indexed.code
+    assert n_genes == counts.n_features, f"a table of {n_genes} genes does not fit counts of {counts.n_features}"
+    if code is None:
+        assert n_rows == 1, f"{n_rows} rows in a table, and no code that says which a cell takes"
+        return
+    assert code.shape == (counts.n_cells,), f"{code.shape[0]} codes for {counts.n_cells} cells"
+    assert code.dtype == torch.int64, f"codes of {code.dtype}"
+    in_range = counts.n_cells == 0 or (code.min() >= 0 and code.max() < n_rows)
+    assert in_range, f"codes beyond the {n_rows} rows of a table"
+
+
+def codes(tables: Sequence[Indexed]) -> Fixed:
+    """Row of each table that a cell takes, as fields of the job."""
+    given = [None if t.code is None else t.code.contiguous() for t in tables]
+    return dict(zip(("log_theta_code", "log_background_code", "log_scaling_code"), given, strict=True))
+
+
+def exponentials(tables: Sequence[Tensor]) -> Fixed:
+    """Of the three tables, as fields of the job."""
+    exp = (table.contiguous().exp() for table in tables)
+    return dict(zip(("theta", "background", "scaling"), exp, strict=True))

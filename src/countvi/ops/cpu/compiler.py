@@ -1,9 +1,9 @@
 """How the kernels are compiled, and what numba lacks: bits, addresses and an atomic counter.
 
-A kernel is a C function of one pointer, to a job: an array of int64 with sizes, flags and addresses
-(:mod:`countvi.ops.cpu.team` runs it). Only kernels are cached on disk; the functions that they are made of are compiled
-into them. numba looks at the date of the file that a kernel is in, not of those that it imports, so each kernel carries
-the digest of all of them in a closure, which is part of numba's key.
+A kernel is a C function of one pointer, to a job: a record of int64 with sizes, flags and addresses
+(:mod:`countvi.ops.cpu.launch` fills it, :mod:`countvi.ops.cpu.threads` runs it). Only kernels are cached on disk; the
+functions that they are made of are compiled into them. numba looks at the date of the file that a kernel is in, not of
+those that it imports, so each kernel carries the digest of all of them in a closure, which is part of numba's key.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def pointer(typing_context, address):
 
 @intrinsic
 def next_ticket(typing_context, job):
-    """Return the job's first number and add one to it, as one step that no other thread can interrupt."""
+    """Return the ticket of a job, its first field, and add one to it, in one step that no thread can interrupt."""
 
     def generate(context, builder, signature, arguments):
         counter = builder.bitcast(arguments[0], ir.IntType(64).as_pointer())

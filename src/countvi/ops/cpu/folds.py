@@ -16,35 +16,15 @@ from torch import Tensor
 
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, strict
 from countvi.ops.cpu.elementary import ONE, ZERO, log
-from countvi.ops.cpu.job import run
-from countvi.ops.cpu.views import matrix, sums, vector
+from countvi.ops.cpu.launch import job_type, launch
+from countvi.ops.cpu.pointers import matrix, sums, vector
 from countvi.ops.reference.folds import FoldChanges
 
-SLOTS = (
-    "ticket",
-    "pairs",
-    "columns",
-    "stride_first",
-    "stride_second",
-    "tasks",
-    "first",
-    "second",
-    "pseudocounts",
-    "delta",
-    "effects",
-    "up",
-    "down",
-    "mean_first",
-    "mean_second",
-    "mean",
-    "deviation",
+JOB = job_type(
+    "pairs columns stride_first stride_second tasks first second pseudocounts delta effects "
+    "up down mean_first mean_second mean deviation"
 )
-"""What the numbers of a job are: sizes, then addresses."""
 
-(_TICKET, _PAIRS, _COLUMNS, _STRIDE_A, _STRIDE_B, _TASKS) = range(6)
-(_FIRST, _SECOND, _PSEUDOCOUNTS, _DELTA, _EFFECTS, _UP, _DOWN) = range(6, 13)
-(_MEAN_A, _MEAN_B, _MEAN, _DEVIATION) = range(13, 17)
-_N_SLOTS = len(SLOTS)
 _LOG2_E = np.float32(1.4426950408889634)
 _ROWS = 16
 # Columns of a task: their sums stay in the first cache.
@@ -96,20 +76,20 @@ def _make_kernel(sources: int):
 
     def fold_changes(data):
         _ = sources
-        job = carray(data, (_N_SLOTS,), np.int64)
-        n, columns = job[_PAIRS], job[_COLUMNS]
-        a, b = matrix(job[_FIRST], n, job[_STRIDE_A]), matrix(job[_SECOND], n, job[_STRIDE_B])
-        delta = vector(job[_DELTA], 1)[0]
-        effects = matrix(job[_EFFECTS], columns, n)
+        job = carray(data, (1,), JOB)[0]
+        n, columns = job.pairs, job.columns
+        a, b = matrix(job.first, n, job.stride_first), matrix(job.second, n, job.stride_second)
+        delta = vector(job.delta, 1)[0]
+        effects = matrix(job.effects, columns, n)
         while True:
             task = next_ticket(data)
-            if task >= job[_TASKS]:
+            if task >= job.tasks:
                 break
-            own = slice(columns * task // job[_TASKS], columns * (task + 1) // job[_TASKS])
-            c = vector(job[_PSEUDOCOUNTS], columns)[own]
-            up, down = vector(job[_UP], columns)[own], vector(job[_DOWN], columns)[own]
-            mean_a, mean_b = sums(job[_MEAN_A], columns)[own], sums(job[_MEAN_B], columns)[own]
-            mean, deviation = sums(job[_MEAN], columns)[own], sums(job[_DEVIATION], columns)[own]
+            own = slice(columns * task // job.tasks, columns * (task + 1) // job.tasks)
+            c = vector(job.pseudocounts, columns)[own]
+            up, down = vector(job.up, columns)[own], vector(job.down, columns)[own]
+            mean_a, mean_b = sums(job.mean_first, columns)[own], sums(job.mean_second, columns)[own]
+            mean, deviation = sums(job.mean, columns)[own], sums(job.deviation, columns)[own]
             tile = np.empty((_ROWS, c.shape[0]), np.float32)
             for start in range(0, n, _ROWS):
                 rows = min(_ROWS, n - start)
@@ -126,7 +106,7 @@ def _make_kernel(sources: int):
     return kernel(fold_changes)
 
 
-FOLD_CHANGES = _make_kernel(digest())
+_FOLD_CHANGES = _make_kernel(digest())
 
 
 def fold_changes(first: Tensor, second: Tensor, pseudocounts: Tensor, delta: float) -> FoldChanges:
@@ -137,10 +117,10 @@ def fold_changes(first: Tensor, second: Tensor, pseudocounts: Tensor, delta: flo
     totals = {name: zeros(columns, dtype=torch.float64) for name in ("mean_first", "mean_second", "mean", "deviation")}
     counts = {name: zeros(columns) for name in ("up", "down")}
     effects = first.new_empty(columns, n)
-    run(
-        FOLD_CHANGES,
-        SLOTS,
-        work=n * columns,
+    launch(
+        _FOLD_CHANGES,
+        JOB,
+        n * columns,
         pairs=n,
         columns=columns,
         stride_first=first.stride(0),

@@ -10,49 +10,30 @@ too; the gammas are computed once for both components.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numba import carray
+from torch import Tensor
 
+from countvi.batch import CountBlock
 from countvi.ops.cpu import stored
 from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, part, pointer, strict
+from countvi.ops.cpu.differentiable import Input, Operation, Per, job_of_rows
 from countvi.ops.cpu.elementary import ZERO, exp64, log1p64
-from countvi.ops.cpu.views import integers, matrix, vector
+from countvi.ops.cpu.pointers import counts_of, matrix, vector
+from countvi.typing import Cells, CellsGenes
 
-SLOTS = (
-    "ticket",
-    "rows",
-    "cells",
-    "proteins",
-    "chunk",
-    "chunks",
-    "nonzeros",
-    "theta_rows",
-    "log_background",
-    "log_foreground",
-    "mixing_logits",
-    "log_theta",
-    "measured",
-    "values",
-    "columns",
-    "offsets",
-    "weight",
-    "out",
-    "d_log_background",
-    "d_log_foreground",
-    "d_mixing_logits",
-    "d_log_theta",
+INPUTS = (
+    Input("log_background", Per.ENTRY),
+    Input("log_foreground", Per.ENTRY),
+    Input("mixing_logits", Per.ENTRY),
+    Input("log_theta", Per.GENE),
 )
-"""What the numbers of a job are: sizes, then addresses, zero for an array that is absent.
+JOB = job_of_rows(INPUTS, "measured")
+"""``genes`` are proteins. The dispersion of row ``r`` is the row ``r % log_theta_rows``.
 
-There are ``rows`` rows of parameters; row ``r`` has the counts of cell ``r % cells`` and the dispersion of row
-``r % theta_rows``. There is no gradient without ``d_log_background``. ``d_log_theta`` has a row per chunk where there
-is one dispersion per protein, else one per row.
+There is no gradient without ``d_log_background``.
 """
 
-(_TICKET, _ROWS, _CELLS, _PROTEINS, _CHUNK, _CHUNKS, _NONZEROS, _THETA_ROWS) = range(8)
-(_LOG_BACKGROUND, _LOG_FOREGROUND, _MIXING_LOGITS, _LOG_THETA, _MEASURED) = range(8, 13)
-(_VALUES, _COLUMNS, _OFFSETS, _WEIGHT, _OUT) = range(13, 18)
-(_D_LOG_BACKGROUND, _D_LOG_FOREGROUND, _D_MIXING_LOGITS, _D_LOG_THETA) = range(18, 22)
-_N_SLOTS = len(SLOTS)
 
 # Rows of the work space that are added to those of the stored entries: of the background what the other rows then hold
 # for the foreground, and the log-odds, and its slope.
@@ -64,18 +45,16 @@ _N_BUFFERS = stored.N_BUFFERS + 4
 def _gather(job, cell, dense_counts, proteins, work):
     """List the proteins that were measured in a cell, and their counts in X; return how many they are."""
     apart()
-    n_proteins = job[_PROTEINS]
-    values = vector(job[_VALUES], job[_NONZEROS])
-    columns = integers(job[_COLUMNS], job[_NONZEROS])
-    offsets = integers(job[_OFFSETS], job[_CELLS] + 1)
+    n_proteins = job.genes
+    values, columns, offsets = counts_of(job)
     dense_counts[:] = ZERO
     for position in range(offsets[cell], offsets[cell + 1]):
         dense_counts[columns[position]] += values[position]
     n = 0
     for p in range(n_proteins):
-        is_measured = job[_MEASURED] == 0
+        is_measured = job.measured == 0
         if not is_measured:
-            is_measured = carray(pointer(job[_MEASURED]), (job[_CELLS], n_proteins), np.uint8)[cell, p] != 0
+            is_measured = carray(pointer(job.measured), (job.cells, n_proteins), np.uint8)[cell, p] != 0
         if is_measured:
             proteins[n] = p
             work[stored.X, n] = dense_counts[p]
@@ -137,15 +116,15 @@ def _put(row, proteins, weight, out):
 @part
 def _gradient(job, row, proteins, work):
     """Write the gradient of a row, times its weight."""
-    n_rows, n = job[_ROWS], job[_PROTEINS]
-    weight = np.float64(matrix(job[_WEIGHT], 1, n_rows)[0, row])
-    _put(work[_SLOPE], proteins, weight, matrix(job[_D_LOG_BACKGROUND], n_rows, n)[row])
-    _put(work[stored.SLOPE], proteins, weight, matrix(job[_D_LOG_FOREGROUND], n_rows, n)[row])
-    _put(work[_ODDS], proteins, weight, matrix(job[_D_MIXING_LOGITS], n_rows, n)[row])
-    if job[_THETA_ROWS] > 1:
-        _put(work[stored.THETA_SLOPE], proteins, weight, matrix(job[_D_LOG_THETA], n_rows, n)[row])
-    else:
-        total = matrix(job[_D_LOG_THETA], job[_CHUNKS], n)[row // job[_CHUNK]]
+    n_rows, n = job.rows, job.genes
+    weight = np.float64(vector(job.weight, n_rows)[row])
+    _put(work[_SLOPE], proteins, weight, matrix(job.d_log_background, n_rows, n)[row])
+    _put(work[stored.SLOPE], proteins, weight, matrix(job.d_log_foreground, n_rows, n)[row])
+    _put(work[_ODDS], proteins, weight, matrix(job.d_mixing_logits, n_rows, n)[row])
+    if job.d_log_theta != 0 and job.log_theta_rows > 1:
+        _put(work[stored.THETA_SLOPE], proteins, weight, matrix(job.d_log_theta, n_rows, n)[row])
+    elif job.d_log_theta != 0:
+        total = matrix(job.d_log_theta, job.chunks, n)[row // job.chunk]
         for j in range(proteins.shape[0]):
             total[proteins[j]] += np.float32(weight * work[stored.THETA_SLOPE, j])
 
@@ -153,22 +132,22 @@ def _gradient(job, row, proteins, work):
 @part
 def _row(job, row, dense_counts, all_proteins, work):
     """Log-likelihood of one row, and its gradient if asked."""
-    n_rows, n_proteins = job[_ROWS], job[_PROTEINS]
-    proteins = all_proteins[: _gather(job, row % job[_CELLS], dense_counts, all_proteins, work)]
+    n_rows, n_proteins = job.rows, job.genes
+    proteins = all_proteins[: _gather(job, row % job.cells, dense_counts, all_proteins, work)]
     n = proteins.shape[0]
-    log_theta = matrix(job[_LOG_THETA], job[_THETA_ROWS], n_proteins)[row % job[_THETA_ROWS]]
+    log_theta = matrix(job.log_theta, job.log_theta_rows, n_proteins)[row % job.log_theta_rows]
     stored.pick_exp(log_theta, proteins, work[stored.THETA])
-    stored.pick(matrix(job[_MIXING_LOGITS], n_rows, n_proteins)[row], proteins, 0.0, work[_ODDS])
-    stored.pick(matrix(job[_LOG_BACKGROUND], n_rows, n_proteins)[row], proteins, 0.0, work[stored.LOG_MU])
+    stored.pick(matrix(job.mixing_logits, n_rows, n_proteins)[row], proteins, 0.0, work[_ODDS])
+    stored.pick(matrix(job.log_background, n_rows, n_proteins)[row], proteins, 0.0, work[stored.LOG_MU])
     stored.ratios(work, n)
     stored.gammas(work, n)
     stored.powers(work, n)
     _copy(work, n)
-    stored.pick(matrix(job[_LOG_FOREGROUND], n_rows, n_proteins)[row], proteins, 0.0, work[stored.LOG_MU])
+    stored.pick(matrix(job.log_foreground, n_rows, n_proteins)[row], proteins, 0.0, work[stored.LOG_MU])
     stored.ratios(work, n)
     stored.powers(work, n)
     _combine(work, n)
-    if job[_D_LOG_BACKGROUND] != 0:
+    if job.d_log_background != 0:
         _gradient(job, row, proteins, work)
     return stored.total(work[stored.VALUE], n)
 
@@ -178,21 +157,39 @@ def _make_kernel(sources: int):
 
     def mixture(data):
         _ = sources
-        job = carray(data, (_N_SLOTS,), np.int64)
-        n_proteins = job[_PROTEINS]
+        job = carray(data, (1,), JOB)[0]
+        n_proteins = job.genes
         dense_counts, proteins = np.empty(n_proteins, np.float32), np.empty(n_proteins, np.int64)
         work = np.empty((_N_BUFFERS, n_proteins + 40))
-        out = matrix(job[_OUT], 1, job[_ROWS])[0]
+        out = vector(job.out, job.rows)
         while True:
             chunk = next_ticket(data)
-            if chunk >= job[_CHUNKS]:
+            if chunk >= job.chunks:
                 break
-            if job[_D_LOG_THETA] != 0 and job[_THETA_ROWS] == 1:
-                matrix(job[_D_LOG_THETA], job[_CHUNKS], n_proteins)[chunk, :] = ZERO
-            for row in range(chunk * job[_CHUNK], min((chunk + 1) * job[_CHUNK], job[_ROWS])):
+            if job.d_log_theta != 0 and job.log_theta_rows == 1:
+                matrix(job.d_log_theta, job.chunks, n_proteins)[chunk, :] = ZERO
+            for row in range(chunk * job.chunk, min((chunk + 1) * job.chunk, job.rows)):
                 out[row] = np.float32(_row(job, row, dense_counts, proteins, work))
 
     return kernel(mixture)
 
 
-MIXTURE = _make_kernel(digest())
+_MIXTURE = Operation(_make_kernel(digest()), JOB, INPUTS, cost=32)
+
+
+def negative_binomial_mixture(
+    log_background: CellsGenes,
+    log_foreground: CellsGenes,
+    mixing_logits: CellsGenes,
+    log_theta: Tensor,
+    counts: CountBlock,
+    measured: Tensor | None = None,
+) -> Cells:
+    """Log-likelihood per cell."""
+    if measured is not None:
+        size = (counts.n_cells, counts.n_features)
+        assert measured.dtype == torch.bool, f"`measured` in {measured.dtype}, not in torch.bool"
+        assert measured.shape == size, f"`measured` of shape {tuple(measured.shape)} does not fit the counts {size}"
+        measured = measured.contiguous()
+    inputs = (log_background, log_foreground, mixing_logits, log_theta)
+    return _MIXTURE(inputs, counts, {"measured": measured})

@@ -33,6 +33,15 @@ P_SLOPE = MU
 _LOWEST_SHAPE = -80.0
 
 
+@part
+def work_space(offsets, first, last):
+    """Make work buffers as long as the longest of the cells ``first ... last - 1``, and a place for its genes."""
+    longest = 0
+    for cell in range(first, last):
+        longest = max(longest, offsets[cell + 1] - offsets[cell])
+    return np.empty((N_BUFFERS, longest + 40)), np.empty(longest + 40, np.int64)
+
+
 @strict
 def gather(counts, cell, genes, work):
     """List the entries of a cell that are not zero: columns in ``genes``, values in X; return how many they are."""

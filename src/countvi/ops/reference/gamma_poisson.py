@@ -20,19 +20,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from countvi.batch import CountBlock
+from countvi.ops.indexed import Indexed
 from countvi.ops.reference.linear import linear
 from countvi.ops.reference.negative_binomial import negative_binomial_entries
 from countvi.ops.reference.rate import log_softplus
-from countvi.ops.rows import Rows
 from countvi.typing import Cells, CellsGenes, CellsHidden
 
 
 def gamma_poisson(
     logits: CellsGenes,
     log_library: Cells,
-    log_theta: Rows,
-    log_background: Rows | None,
-    log_scaling: Rows | None,
+    log_theta: Indexed,
+    log_background: Indexed | None,
+    log_scaling: Indexed | None,
     counts: CountBlock,
 ) -> Cells:
     """Log-likelihood per cell."""
@@ -42,7 +42,7 @@ def gamma_poisson(
     return negative_binomial_entries(log_mu, log_theta.of_cells(), counts).sum(-1)
 
 
-def _log_rho(logits: CellsGenes, log_background: Rows | None) -> Tensor:
+def _log_rho(logits: CellsGenes, log_background: Indexed | None) -> Tensor:
     own = log_softplus(logits)
     return own if log_background is None else torch.logaddexp(own, log_background.of_cells())
 
@@ -52,7 +52,7 @@ def gamma_poisson_head(
     weight: Tensor,
     bias: Tensor,
     log_library: Cells,
-    tables: tuple[Rows, Rows | None, Rows | None],
+    tables: tuple[Indexed, Indexed | None, Indexed | None],
     counts: CountBlock,
     step: int,
     n_cells: int,

@@ -32,16 +32,15 @@ def run(address: int, job: np.ndarray, entries: int) -> None:
     address
         Where the compiled kernel is.
     job
-        Its argument, int64. The first number counts the tickets and is set to zero here.
+        The record that it takes, whose ticket is zero.
     entries
         How much work there is, in entries of a dense matrix.
     """
-    job[0] = 0
     threads = min(torch.get_num_threads(), max(1, entries // GRAIN))
     if threads == 1:
         _kernel(address)(job.ctypes.data)
     else:
-        _team()(address, job.ctypes.data, threads)
+        _runner()(address, job.ctypes.data, threads)
 
 
 @functools.cache
@@ -50,7 +49,7 @@ def _kernel(address: int) -> Callable[[int], None]:
 
 
 @functools.cache
-def _team() -> _Run:
+def _runner() -> _Run:
     return _openmp() or _python_threads
 
 

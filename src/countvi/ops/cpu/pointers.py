@@ -1,4 +1,4 @@
-"""Arrays at addresses, as the kernels see them."""
+"""Arrays at the addresses of a job, as the kernels see them."""
 
 # pyright: reportCallIssue=false, reportPrivateImportUsage=false
 # What is compiled is typed by numba.
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from countvi.ops.cpu.compiler import apart, pointer, strict
+from countvi.ops.cpu.compiler import apart, part, pointer, strict
 
 
 @strict
@@ -33,6 +33,16 @@ def sums(address, length):
 def integers(address, length):
     """Return an int64 vector."""
     return carray(pointer(address), (length,), np.int64)
+
+
+@part
+def counts_of(job):
+    """Return values, columns and offsets of the counts."""
+    return (
+        vector(job.values, job.nonzeros),
+        integers(job.columns, job.nonzeros),
+        integers(job.offsets, job.cells + 1),
+    )
 
 
 @strict

@@ -10,7 +10,7 @@ from torch import Tensor
 from countvi.typing import GenesOrCellsGenes
 
 
-class Rows(NamedTuple):
+class Indexed(NamedTuple):
     """A table with a row per level of a covariate, and which row each cell takes.
 
     An operation that gets the table and the codes need not make, nor differentiate, a tensor of cells x genes.
@@ -25,14 +25,14 @@ class Rows(NamedTuple):
         """Return each cell's row, shape ``(cells, genes)``; ``(genes,)`` where all cells take the only row."""
         return self.table.squeeze(0) if self.code is None else self.table.index_select(0, self.code)
 
-    def genes(self, start: int, stop: int) -> Rows:
+    def genes(self, start: int, stop: int) -> Indexed:
         """Return the same rows of some neighbouring genes."""
-        return Rows(self.table[:, start:stop], self.code)
+        return Indexed(self.table[:, start:stop], self.code)
 
-    def cells(self, index: Tensor) -> Rows:
+    def cells(self, index: Tensor) -> Indexed:
         """Return the rows of some cells, at positions ``index``."""
-        return self if self.code is None else Rows(self.table, self.code.index_select(0, index))
+        return self if self.code is None else Indexed(self.table, self.code.index_select(0, index))
 
-    def exp(self) -> Rows:
+    def exp(self) -> Indexed:
         """Return the same rows of the table's exponential."""
-        return Rows(torch.exp(self.table), self.code)
+        return Indexed(torch.exp(self.table), self.code)

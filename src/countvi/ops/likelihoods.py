@@ -1,4 +1,4 @@
-"""The likelihoods whose mean is more than a link of the logits."""
+"""Log-likelihoods of counts; :mod:`countvi.ops` says what their arguments share."""
 
 from __future__ import annotations
 
@@ -6,18 +6,113 @@ import torch
 from torch import Tensor
 
 from countvi.batch import CountBlock
+from countvi.ops import reference
 from countvi.ops._backend import full, implementation
 from countvi.ops.affine import Affine
-from countvi.ops.rows import Rows
-from countvi.typing import Cells, CellsGenes, CellsTypes, CellsTypesHidden, Genes
+from countvi.ops.indexed import Indexed
+from countvi.ops.link import Link
+from countvi.typing import Cells, CellsGenes, CellsHidden, CellsTypes, CellsTypesHidden, Genes
+
+
+def negative_binomial(
+    logits: CellsGenes, log_library: Cells, log_theta: Tensor, counts: CountBlock, link: Link
+) -> Cells:
+    r"""Log-likelihood of counts that are negative binomial with mean mu and inverse dispersion theta.
+
+    .. math:: \log p(x) = \log\Gamma(x + \theta) - \log\Gamma(\theta) - \log\Gamma(x + 1)
+        + \theta \log\frac{\theta}{\theta + \mu} + x \log\frac{\mu}{\theta + \mu},
+        \qquad \mathrm{Var}[x] = \mu + \mu^2 / \theta
+
+    Parameters
+    ----------
+    logits, log_library, link
+        Make :math:`\log\mu`; see :func:`log_rate`. The sum stays below 80.
+    log_theta
+        Between -80 and 80, shape ``(genes,)``, ``(cells, genes)`` or ``(*samples, cells, genes)``. Towards infinity the
+        result tends to :func:`poisson`.
+    counts
+        Non-negative, shape ``(cells, genes)``.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``; ``-inf`` where a cell with ``log_library = -inf`` has counts.
+
+    Notes
+    -----
+    Error in float32, for theta in 1e-4 ... 1e8, mu in 1e-6 ... 1e6 and counts 0 ... 1e6: below 2e-6 of the value for
+    each entry; below 2e-6 of the slopes by :math:`\log\mu` and :math:`\log\theta`, plus 1e-9. For whole cells
+    of 2,000 to 20,000 genes and up to 1e5 counts: below 1e-6 of the value.
+    """
+    logits, log_library, log_theta = full(logits), full(log_library), full(log_theta)
+    chosen = implementation(logits, log_library, log_theta)
+    return chosen.negative_binomial(logits, log_library, log_theta, counts, link)
+
+
+def zero_inflated_negative_binomial(
+    logits: CellsGenes, log_library: Cells, log_theta: Tensor, pi_logits: CellsGenes, counts: CountBlock, link: Link
+) -> Cells:
+    r"""Log-likelihood of negative binomial counts that were replaced by zero with probability pi.
+
+    .. math:: \log p(0) = \log\left(\pi + (1 - \pi)\, \mathrm{NB}(0)\right), \qquad
+        \log p(x) = \log(1 - \pi) + \log \mathrm{NB}(x), \qquad \pi = \mathrm{sigmoid}(\text{pi\_logits})
+
+    Parameters
+    ----------
+    logits, log_library, link, log_theta, counts
+        As in :func:`negative_binomial`.
+    pi_logits
+        Log-odds of the dropout probability, any real number, shape ``(*samples, cells, genes)``. Towards minus infinity
+        the result tends to :func:`negative_binomial`.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``.
+
+    Notes
+    -----
+    Error in float32 as in :func:`negative_binomial`, for ``pi_logits`` in -40 ... 40; the slope by ``pi_logits`` too is
+    right to 3e-6 of its value. At a zero, 2e-6 of log NB(0) adds to the relative error of the slopes, which depend on
+    its exponential.
+    """
+    logits, log_library, log_theta, pi_logits = (full(t) for t in (logits, log_library, log_theta, pi_logits))
+    chosen = implementation(logits, log_library, log_theta, pi_logits)
+    return chosen.zero_inflated_negative_binomial(logits, log_library, log_theta, pi_logits, counts, link)
+
+
+def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Link) -> Cells:
+    r"""Log-likelihood of Poisson counts.
+
+    .. math:: \log p(x) = x \log\mu - \mu - \log\Gamma(x + 1)
+
+    Parameters
+    ----------
+    logits, log_library, link
+        Make :math:`\log\mu`; see :func:`log_rate`. The sum stays below 80.
+    counts
+        Non-negative, shape ``(cells, genes)``.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``; ``-inf`` where a cell with ``log_library = -inf`` has counts.
+
+    Notes
+    -----
+    Error in float32, for mu in 1e-6 ... 1e6 and counts 0 ... 1e6: below 2e-7 of the value and of the slope by
+    :math:`\log\mu` for each entry.
+    """
+    logits, log_library = full(logits), full(log_library)
+    return implementation(logits, log_library).poisson(logits, log_library, counts, link)
 
 
 def gamma_poisson(
     logits: CellsGenes,
     log_library: Cells,
-    log_theta: Rows,
-    log_background: Rows | None,
-    log_scaling: Rows | None,
+    log_theta: Indexed,
+    log_background: Indexed | None,
+    log_scaling: Indexed | None,
     counts: CountBlock,
 ) -> Cells:
     r"""Log-likelihood of negative binomial counts whose mean has an additive background and a scaling of its gene.
@@ -56,6 +151,45 @@ def gamma_poisson(
     tables = (rows.table for rows in (log_theta, log_background, log_scaling) if rows is not None)
     chosen = implementation(logits, log_library, *tables)
     return chosen.gamma_poisson(logits, log_library, log_theta, log_background, log_scaling, counts)
+
+
+def gamma_poisson_head(
+    hidden: CellsHidden,
+    weight: Tensor,
+    bias: Tensor,
+    log_library: Cells,
+    tables: tuple[Indexed, Indexed | None, Indexed | None],
+    counts: CountBlock,
+    step: int,
+    n_cells: int,
+) -> Cells:
+    """Last layer of a decoder and :func:`gamma_poisson` in one: no matrix of cells x genes is kept for the gradient.
+
+    Parameters
+    ----------
+    hidden, weight, bias
+        As in :func:`linear`, which makes the logits.
+    log_library, counts
+        As in :func:`gamma_poisson`.
+    tables
+        Its ``log_theta``, ``log_background`` and ``log_scaling``.
+    step
+        How many genes to do at a time: what bounds the memory.
+    n_cells
+        How many cells the loss is a mean over, if it is one; with another loss all is computed twice.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``.
+
+    Notes
+    -----
+    Errors as in :func:`gamma_poisson`.
+    """
+    hidden, log_library = full(hidden), full(log_library)
+    chosen = implementation(hidden, weight, bias, log_library, *(rows.table for rows in tables if rows is not None))
+    return chosen.gamma_poisson_head(hidden, weight, bias, log_library, tables, counts, step, n_cells)
 
 
 def negative_binomial_mixture(
@@ -181,3 +315,31 @@ def mixed_types_negative_binomial(
     return chosen.mixed_types_negative_binomial(
         hidden, layer, log_alpha, abundance, noise, log_library, p_logits, counts
     )
+
+
+def normal(logits: CellsGenes, log_library: Cells, log_scale: Tensor, counts: CountBlock, link: Link) -> Cells:
+    r"""Log-likelihood of values that are normal around the rate.
+
+    .. math:: \log p(x) = -\frac{(x - \mu)^2}{2\sigma^2} - \log\sigma - \frac{1}{2}\log 2\pi
+
+    Parameters
+    ----------
+    logits, log_library, link
+        Make :math:`\log\mu`; see :func:`log_rate`. The sum stays below 40, so that the square of the mean is finite.
+    log_scale
+        Logarithm of the standard deviation sigma, shape ``(genes,)``, ``(cells, genes)`` or
+        ``(*samples, cells, genes)``.
+    counts
+        Any real number, shape ``(cells, genes)``.
+
+    Returns
+    -------
+    Tensor
+        Nats per cell, shape ``(*samples, cells)``.
+
+    Notes
+    -----
+    Error in float32 for each entry: below 5e-7 of the larger of 1, ``|log_scale|`` and
+    :math:`(|x| + \mu)|x - \mu| / \sigma^2`: the mean is rounded to float32 before it is subtracted.
+    """
+    return reference.normal(logits, log_library, log_scale, counts, link)
