@@ -21,8 +21,8 @@ from countvi.query import (
     expected_fdr,
     inliers,
     normalized_expression,
-    scratch,
     sum_counts,
+    temporary,
 )
 from countvi.query.effects import Pair, estimated_delta
 from countvi.query.populations import Draws, at_levels
@@ -121,7 +121,7 @@ def test_levels_of_some_cells():
 def test_room_on_disk_changes_nothing(tiny, monkeypatch):
     model, source = tiny.model(), tiny.source(20, N_GENES)
     _, memory = fill(drawing(tiny, model, source), np.arange(9))
-    monkeypatch.setattr(scratch, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(temporary, "_IN_MEMORY_BYTES", 0)
     _, disk = fill(drawing(tiny, model, source), np.arange(9))
     np.testing.assert_array_equal(memory, disk)
 

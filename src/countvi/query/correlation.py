@@ -22,7 +22,7 @@ from countvi.likelihoods import CountLikelihood, NegativeBinomialMixture
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, posterior, under
-from countvi.query.scratch import scratch
+from countvi.query.temporary import temporary_array
 
 # What ranking and multiplying hold at once.
 _WORK_BYTES = 64 * 2**20
@@ -219,7 +219,7 @@ def _spearman(draws: _Draws, n_genes: int) -> np.ndarray:
 
     n = len(draws)
     what = f"Ranking {n:,} draws of {n_genes:,} genes"
-    with scratch((n_genes, n), what, "Use fewer genes or n_samples, correlation_type='pearson'") as values:
+    with temporary_array((n_genes, n), what, "Use fewer genes or n_samples, correlation_type='pearson'") as values:
         start = 0
         for block in draws:
             values[:, start : start + len(block)] = block.T

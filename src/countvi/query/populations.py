@@ -21,7 +21,7 @@ from countvi.models._base import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Counterfactual, Stream, generator, posterior, repeated
 from countvi.query.importance import Importance, Proposals
-from countvi.query.scratch import scratch
+from countvi.query.temporary import temporary_array
 
 WIDTH = 256
 """Features that lie together: what is computed from draws is computed for so many at a time."""
@@ -108,7 +108,7 @@ class Drawing:
         """Lend an array for so many draws, in memory or on disk."""
         shape = (len(list(chunks(self.n_features))), n_draws, min(WIDTH, self.n_features))
         what = f"Holding {n_draws:,} draws of {self.n_features:,} features"
-        with scratch(shape, what, "Use fewer features or a smaller n_samples_overall") as values:
+        with temporary_array(shape, what, "Use fewer features or a smaller n_samples_overall") as values:
             yield values
 
     def fill(self, values: np.ndarray, rows: np.ndarray, levels: Sequence[Counterfactual], number: int) -> Draws:
