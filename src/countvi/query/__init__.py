@@ -9,7 +9,7 @@ from __future__ import annotations
 from countvi.query.aggregated import aggregated_log_density, aggregated_posterior
 from countvi.query.ambient import ambient_fraction, background_profile, decontaminated_counts
 from countvi.query.attribution import modality_attribution, modality_latents
-from countvi.query.cells import BatchSource, Cells, Sink, Writable, evaluation
+from countvi.query.cells import BatchSource, Cells, OutputWriter, Writable, evaluation
 from countvi.query.comparison import Difference, compare_types
 from countvi.query.correlation import feature_correlation, joint_correlation
 from countvi.query.criticism import Check, predictive_check
@@ -56,13 +56,13 @@ __all__ = [
     "Hypothesis",
     "Importance",
     "Located",
+    "OutputWriter",
     "Presence",
     "ReferenceCells",
     "Replicates",
     "Scale",
     "Setting",
     "SideBySide",
-    "Sink",
     "StateAxes",
     "VampMixture",
     "Writable",

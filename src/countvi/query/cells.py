@@ -128,7 +128,7 @@ def map_cells(model: nn.Module, cells: Cells, compute: Callable[[Batch], Sequenc
     return outputs
 
 
-class Sink:
+class OutputWriter:
     """Takes an output block by block.
 
     Parameters

@@ -16,7 +16,7 @@ from countvi.batch import RNA, Batch, Design
 from countvi.errors import OptionError
 from countvi.likelihoods import AmbientRate, CountRate
 from countvi.models._base import CountModel
-from countvi.query.cells import Cells, Sink, Writable, evaluation
+from countvi.query.cells import Cells, OutputWriter, Writable, evaluation
 from countvi.query.draws import (
     Counterfactual,
     RunningMean,
@@ -135,27 +135,27 @@ def normalized_expression(
     columns = None if genes is None else torch.as_tensor(np.asarray(genes), dtype=torch.int64, device=cells.device)
     n_genes = cells.n_features(modality) if columns is None else columns.shape[0]
     averaged = return_mean or use_z_mean or n_samples == 1
-    sink = Sink((len(cells), n_genes) if averaged else (n_samples, len(cells), n_genes), out)
+    writer = OutputWriter((len(cells), n_genes) if averaged else (n_samples, len(cells), n_genes), out)
     expression = Scale(model, modality, columns, counterfactuals, library_size, background)
     source = generator(seed, Stream.EXPRESSION, cells.device)
     with evaluation(model):
         for block, batch in cells:
             if use_z_mean:
-                sink.write(expression(posterior_mean(posterior(model, batch)), batch.design), block)
+                writer.write(expression(posterior_mean(posterior(model, batch)), batch.design), block)
                 continue
             weighted = None if importance is None else _proposals(model, batch, importance, n_samples, cells, source)
             if weighted is not None and averaged and n_samples > 1:
-                sink.write(_weighted_mean(expression, batch, weighted, cells.chunk), block)
+                writer.write(_weighted_mean(expression, batch, weighted, cells.chunk), block)
             elif weighted is None and averaged:
-                sink.write(_mean_over_draws(expression, batch, n_samples, cells.chunk, source), block)
+                writer.write(_mean_over_draws(expression, batch, n_samples, cells.chunk, source), block)
             else:
                 q = posterior(model, batch)
                 for run in passes(n_samples, batch.n_cells, cells.chunk):
                     n = run.stop - run.start
                     latents = draw(model, q, source, n) if weighted is None else weighted.drawn(n, source)
                     values = expression(latents, batch.design)
-                    sink.write(values[0] if averaged else values, *(() if averaged else (run,)), block)
-    return sink.out
+                    writer.write(values[0] if averaged else values, *(() if averaged else (run,)), block)
+    return writer.out
 
 
 def sampled_expression(

@@ -15,7 +15,7 @@ from countvi.batch import RNA, Batch, CountBlock
 from countvi.likelihoods import Normal
 from countvi.models._base import CountModel
 from countvi.nn.latent import Given
-from countvi.query.cells import Cells, Sink, evaluation, map_cells
+from countvi.query.cells import Cells, OutputWriter, evaluation, map_cells
 from countvi.query.draws import (
     Counterfactual,
     RunningMean,
@@ -156,13 +156,13 @@ def likelihood_parameters(
     """
     source = generator(seed, Stream.PARAMETERS, cells.device)
     averaged = give_mean or n_samples == 1
-    sinks: dict[str, Sink] = {}
+    writers: dict[str, OutputWriter] = {}
 
     def write(name: str, block: Tensor, *index: slice) -> None:
-        if name not in sinks:
+        if name not in writers:
             shape = (len(cells), block.shape[-1])
-            sinks[name] = Sink(shape if averaged else (n_samples, *shape))
-        sinks[name].write(block, *index)
+            writers[name] = OutputWriter(shape if averaged else (n_samples, *shape))
+        writers[name].write(block, *index)
 
     with evaluation(model):
         for block, batch in cells:
@@ -177,7 +177,7 @@ def likelihood_parameters(
                         write(name, value, run, block)
             for name, mean in means.items():
                 write(name, mean.result(), block)
-    return {name: sink.out for name, sink in sinks.items()}
+    return {name: writer.out for name, writer in writers.items()}
 
 
 def library_size(

@@ -17,7 +17,7 @@ from countvi.batch import PROTEIN, RNA, Design
 from countvi.errors import OptionError
 from countvi.likelihoods import MixtureRate
 from countvi.models._base import CountModel
-from countvi.query.cells import Cells, Sink, Writable, evaluation
+from countvi.query.cells import Cells, OutputWriter, Writable, evaluation
 from countvi.query.draws import (
     Counterfactual,
     RunningMean,
@@ -140,14 +140,14 @@ def protein_readout(
     )
     n_proteins = cells.n_features(PROTEIN) if columns is None else columns.shape[0]
     averaged = return_mean or use_z_mean or n_samples == 1
-    sink = Sink((len(cells), n_proteins) if averaged else (n_samples, len(cells), n_proteins), out)
+    writer = OutputWriter((len(cells), n_proteins) if averaged else (n_samples, len(cells), n_proteins), out)
     what = _Averaged(model, compute, columns, counterfactuals)
     source = generator(seed, Stream.EXPRESSION, cells.device)
     with evaluation(model):
         for block, batch in cells:
             q = posterior(model, batch)
             if use_z_mean:
-                sink.write(what(posterior_mean(q), batch.design), block)
+                writer.write(what(posterior_mean(q), batch.design), block)
                 continue
             mean = RunningMean()
             for run in passes(n_samples, batch.n_cells, cells.chunk):
@@ -155,10 +155,10 @@ def protein_readout(
                 if averaged:
                     mean.add(values)
                 else:
-                    sink.write(values, run, block)
+                    writer.write(values, run, block)
             if averaged:
-                sink.write(mean.result(), block)
-    return sink.out
+                writer.write(mean.result(), block)
+    return writer.out
 
 
 def protein_expression(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from countvi.batch import RNA, Batch
 from countvi.models.destvi import DestVI
-from countvi.query.cells import Cells, Sink, Writable, evaluation, map_cells
+from countvi.query.cells import Cells, OutputWriter, Writable, evaluation, map_cells
 
 
 def abundances(model: DestVI, cells: Cells) -> np.ndarray:
@@ -46,12 +46,12 @@ def type_expression(
         ``out``, or a float32 ndarray ``(spots, genes)``: counts of a pure spot of the type, per count of library.
     """
     columns = None if genes is None else torch.as_tensor(np.asarray(genes), dtype=torch.int64, device=cells.device)
-    sink = Sink((len(cells), model.f.out_features if columns is None else len(columns)), out)
+    writer = OutputWriter((len(cells), model.f.out_features if columns is None else len(columns)), out)
     with evaluation(model):
         for block, batch in cells:
             values = model.expression(model.guide(batch).gamma.value, type_index)
-            sink.write(values if columns is None else values.index_select(-1, columns), block)
-    return sink.out
+            writer.write(values if columns is None else values.index_select(-1, columns), block)
+    return writer.out
 
 
 def type_counts(model: DestVI, cells: Cells, type_index: int) -> sp.csr_array:
