@@ -20,7 +20,7 @@ from countvi.query.evidence import elbo, marginal_log_likelihood, reconstruction
 from countvi.query.expression import Scale, normalized_expression, sampled_expression
 from countvi.query.importance import Importance
 from countvi.query.latent import latent_moments, latent_posteriors, latent_states
-from countvi.query.neighbors import Located, vote
+from countvi.query.neighbors import CellPositions, knn_vote
 from countvi.query.outliers import inliers
 from countvi.query.populations import Drawing
 from countvi.query.predictive import joint_predictive, library_size, likelihood_parameters, posterior_predictive
@@ -42,6 +42,7 @@ from countvi.query.vamp import VampMixture, subclusters, vamp_mixture
 
 __all__ = [
     "BatchSource",
+    "CellPositions",
     "Cells",
     "Change",
     "Check",
@@ -55,7 +56,6 @@ __all__ = [
     "Greater",
     "Hypothesis",
     "Importance",
-    "Located",
     "OutputWriter",
     "Presence",
     "ReferenceCells",
@@ -85,6 +85,7 @@ __all__ = [
     "inliers",
     "joint_correlation",
     "joint_predictive",
+    "knn_vote",
     "latent_moments",
     "latent_posteriors",
     "latent_states",
@@ -110,5 +111,4 @@ __all__ = [
     "type_expression",
     "type_states",
     "vamp_mixture",
-    "vote",
 ]

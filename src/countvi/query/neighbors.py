@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 _CHUNK = 16_384
 
 
-class Located(NamedTuple):
+class CellPositions(NamedTuple):
     """Where cells lie, and how sure that is."""
 
     states: NDArray[np.floating]
@@ -30,7 +30,7 @@ class Votes(NamedTuple):
     at least as unsure of their state, whichever is less, ``(cells,)``: small where there is nothing like the cell."""
 
 
-def vote(known: Located, codes: NDArray[np.int64], query: Located, n_neighbors: int) -> Votes:
+def knn_vote(known: CellPositions, codes: NDArray[np.int64], query: CellPositions, n_neighbors: int) -> Votes:
     r"""Let the nearest labelled cells vote.
 
     An encoder that meets what it was not trained on may put it far from everything, or among what it knows, with a wide
