@@ -11,10 +11,10 @@ from countvi.batch import RNA
 from countvi.query import (
     Change,
     Comparison,
+    DecodedExpression,
     Drawing,
     Greater,
     Importance,
-    Scale,
     Setting,
     compare,
     difference,
@@ -59,7 +59,7 @@ def two():
 
 
 def drawing(tiny, model, source, n_samples=600, chunk=8, **options):
-    return Drawing(model, tiny.cells(source, chunk), Scale(model, RNA), N_GENES, n_samples, 0, **options)
+    return Drawing(model, tiny.cells(source, chunk), DecodedExpression(model, RNA), N_GENES, n_samples, 0, **options)
 
 
 def fill(draw, rows, levels=(None,), number=1):

@@ -17,7 +17,7 @@ from countvi.query.differential import Comparison, Setting, compare
 from countvi.query.draws import Counterfactual
 from countvi.query.effects import Change, Columns, Greater, Hypothesis, difference, expected_fdr, log_fold
 from countvi.query.evidence import elbo, marginal_log_likelihood, reconstruction
-from countvi.query.expression import Scale, normalized_expression, sampled_expression
+from countvi.query.expression import DecodedExpression, normalized_expression, sampled_expression
 from countvi.query.importance import Importance
 from countvi.query.latent import latent_moments, latent_posteriors, latent_states
 from countvi.query.neighbors import CellPositions, knn_vote
@@ -50,6 +50,7 @@ __all__ = [
     "Comparison",
     "CountSums",
     "Counterfactual",
+    "DecodedExpression",
     "Denoised",
     "Difference",
     "Drawing",
@@ -60,7 +61,6 @@ __all__ = [
     "Presence",
     "ReferenceCells",
     "Replicates",
-    "Scale",
     "Setting",
     "SideBySide",
     "StateAxes",

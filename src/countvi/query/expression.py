@@ -32,7 +32,7 @@ from countvi.query.importance import Importance, Proposals
 
 
 @dataclass(frozen=True, eq=False)
-class Scale:
+class DecodedExpression:
     """Expression as a function of latent variables; for the fields see :func:`normalized_expression`."""
 
     model: CountModel
@@ -136,7 +136,7 @@ def normalized_expression(
     n_genes = cells.n_features(modality) if columns is None else columns.shape[0]
     averaged = return_mean or use_z_mean or n_samples == 1
     writer = OutputWriter((len(cells), n_genes) if averaged else (n_samples, len(cells), n_genes), out)
-    expression = Scale(model, modality, columns, counterfactuals, library_size, background)
+    expression = DecodedExpression(model, modality, columns, counterfactuals, library_size, background)
     source = generator(seed, Stream.EXPRESSION, cells.device)
     with evaluation(model):
         for block, batch in cells:
@@ -212,7 +212,9 @@ def sampled_expression(
     )
 
 
-def _mean_over_draws(expression: Scale, batch: Batch, n_samples: int, chunk: int, source: torch.Generator) -> Tensor:
+def _mean_over_draws(
+    expression: DecodedExpression, batch: Batch, n_samples: int, chunk: int, source: torch.Generator
+) -> Tensor:
     q = posterior(expression.model, batch)
     mean = RunningMean()
     for run in passes(n_samples, batch.n_cells, chunk):
@@ -227,7 +229,7 @@ def _proposals(
     return Proposals.of(model, batch, enough, cells.chunk, source)
 
 
-def _weighted_mean(expression: Scale, batch: Batch, proposals: Proposals, chunk: int) -> Tensor:
+def _weighted_mean(expression: DecodedExpression, batch: Batch, proposals: Proposals, chunk: int) -> Tensor:
     total: Tensor | None = None
     for run in passes(proposals.weights.shape[0], batch.n_cells, chunk):
         values = expression(proposals.at(run), batch.design)

@@ -179,7 +179,7 @@ def differential_expression(
 
     def of(name: str) -> pd.DataFrame:
         names = np.asarray(self.registry.modality(name).feature_names, dtype=object)
-        feature = Feature(names, query.Scale(self.module, name), [name])
+        feature = Feature(names, query.DecodedExpression(self.module, name), [name])
         return differential(self, data, feature, groups, request, batch_size)
 
     return per_modality(self, modality, of)
