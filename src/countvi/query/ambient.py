@@ -18,7 +18,7 @@ from countvi import seeding
 from countvi.batch import RNA, Batch, CountBlock
 from countvi.models.regularized import Regularized
 from countvi.query.cells import Cells, evaluation, map_cells
-from countvi.query.draws import RunningMean, Stream, draw, generator, passes, posterior_mean
+from countvi.query.draws import RunningMean, Stream, draw, generator, posterior_mean, sample_chunks
 
 
 def background_profile(model: Regularized, *, modality: str = RNA) -> list[np.ndarray]:
@@ -138,7 +138,7 @@ class _OwnShare:
         if self.n_samples is None:
             return self._at(posterior_mean(q), batch, counts)
         mean = RunningMean()
-        for run in passes(self.n_samples, batch.n_cells, self.cells.chunk):
+        for run in sample_chunks(self.n_samples, batch.n_cells, self.cells.chunk):
             mean.add(self._at(draw(self.model, q, self.source, run.stop - run.start), batch, counts))
         return mean.result()
 

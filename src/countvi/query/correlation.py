@@ -21,7 +21,7 @@ from countvi.errors import choose
 from countvi.likelihoods import CountLikelihood, NegativeBinomialMixture
 from countvi.models._base import CountModel
 from countvi.query.cells import Cells, evaluation
-from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, posterior, under
+from countvi.query.draws import Counterfactual, Stream, at_counterfactual, draw, generator, posterior, sample_chunks
 from countvi.query.temporary import temporary_array
 
 # What ranking and multiplying hold at once.
@@ -161,8 +161,8 @@ class _Draws:
             # Entered for each block: a generator that is left suspended must not keep the model in evaluation mode.
             with evaluation(self.model):
                 q = posterior(self.model, batch)
-            design = under(batch.design, self.counterfactual)
-            for run in passes(self.n_samples, batch.n_cells, self.cells.chunk):
+            design = at_counterfactual(batch.design, self.counterfactual)
+            for run in sample_chunks(self.n_samples, batch.n_cells, self.cells.chunk):
                 with evaluation(self.model):
                     latents = draw(self.model, q, source, run.stop - run.start)
                     likelihoods = self.model.generate(latents, design)

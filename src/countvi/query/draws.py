@@ -47,7 +47,7 @@ def generator(seed: int, stream: Stream, device: torch.device | str = "cpu", *pa
     return seeding.generator(seed, _QUERY, int(stream), *parts, device=device)
 
 
-def under(design: Design, counterfactual: Counterfactual) -> Design:
+def at_counterfactual(design: Design, counterfactual: Counterfactual) -> Design:
     """Return the design with every cell at one level of some covariates, or the design itself."""
     if counterfactual is None:
         return design
@@ -57,7 +57,7 @@ def under(design: Design, counterfactual: Counterfactual) -> Design:
     return design
 
 
-def passes(n_samples: int, n_cells: int, chunk: int) -> Iterator[slice]:
+def sample_chunks(n_samples: int, n_cells: int, chunk: int) -> Iterator[slice]:
     """Cut samples into runs, such that samples times cells in a run is at most ``chunk`` (a run has at least one)."""
     step = max(1, chunk // max(n_cells, 1))
     for start in range(0, n_samples, step):

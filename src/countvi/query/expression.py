@@ -21,12 +21,12 @@ from countvi.query.draws import (
     Counterfactual,
     RunningMean,
     Stream,
+    at_counterfactual,
     draw,
     generator,
-    passes,
     posterior,
     posterior_mean,
-    under,
+    sample_chunks,
 )
 from countvi.query.importance import Importance, Proposals
 
@@ -46,7 +46,7 @@ class DecodedExpression:
         """Return expression averaged over counterfactuals, ``(*samples, cells, genes)``."""
         total: Tensor | None = None
         for counterfactual in self.counterfactuals:
-            rate = self.model.generate(latents, under(design, counterfactual))[self.modality].rate
+            rate = self.model.generate(latents, at_counterfactual(design, counterfactual))[self.modality].rate
             values = self._mean(rate) if self.library_size is None else self._scale(rate)
             values = values if self.genes is None else values.index_select(-1, self.genes)
             total = values if total is None else total + values
@@ -150,7 +150,7 @@ def normalized_expression(
                 writer.write(_mean_over_draws(expression, batch, n_samples, cells.chunk, source), block)
             else:
                 q = posterior(model, batch)
-                for run in passes(n_samples, batch.n_cells, cells.chunk):
+                for run in sample_chunks(n_samples, batch.n_cells, cells.chunk):
                     n = run.stop - run.start
                     latents = draw(model, q, source, n) if weighted is None else weighted.drawn(n, source)
                     values = expression(latents, batch.design)
@@ -217,7 +217,7 @@ def _mean_over_draws(
 ) -> Tensor:
     q = posterior(expression.model, batch)
     mean = RunningMean()
-    for run in passes(n_samples, batch.n_cells, chunk):
+    for run in sample_chunks(n_samples, batch.n_cells, chunk):
         mean.add(expression(draw(expression.model, q, source, run.stop - run.start), batch.design))
     return mean.result()
 
@@ -231,7 +231,7 @@ def _proposals(
 
 def _weighted_mean(expression: DecodedExpression, batch: Batch, proposals: Proposals, chunk: int) -> Tensor:
     total: Tensor | None = None
-    for run in passes(proposals.weights.shape[0], batch.n_cells, chunk):
+    for run in sample_chunks(proposals.weights.shape[0], batch.n_cells, chunk):
         values = expression(proposals.at(run), batch.design)
         part = (values * proposals.weights[run].unsqueeze(-1)).sum(0)
         total = part if total is None else total + part

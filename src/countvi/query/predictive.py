@@ -20,12 +20,12 @@ from countvi.query.draws import (
     Counterfactual,
     RunningMean,
     Stream,
+    at_counterfactual,
     draw,
     generator,
     log_natural_mean,
-    passes,
     posterior,
-    under,
+    sample_chunks,
 )
 
 
@@ -103,8 +103,8 @@ def joint_predictive(
     with evaluation(model):
         for _, batch in cells:
             q = posterior(model, batch)
-            design = under(batch.design, counterfactual)
-            for run in passes(n_samples, batch.n_cells, cells.chunk):
+            design = at_counterfactual(batch.design, counterfactual)
+            for run in sample_chunks(n_samples, batch.n_cells, cells.chunk):
                 likelihoods = model.generate(draw(model, q, source, run.stop - run.start), design)
                 for name, wanted in columns.items():
                     counts = likelihoods[name].sample(generator=source)
@@ -168,7 +168,7 @@ def likelihood_parameters(
         for block, batch in cells:
             q = posterior(model, batch)
             means: dict[str, RunningMean] = {}
-            for run in passes(n_samples, batch.n_cells, cells.chunk):
+            for run in sample_chunks(n_samples, batch.n_cells, cells.chunk):
                 latents = draw(model, q, source, run.stop - run.start)
                 for name, value in model.generate(latents, batch.design)[modality].parameters().items():
                     if averaged:

@@ -22,12 +22,12 @@ from countvi.query.draws import (
     Counterfactual,
     RunningMean,
     Stream,
+    at_counterfactual,
     draw,
     generator,
-    passes,
     posterior,
     posterior_mean,
-    under,
+    sample_chunks,
 )
 
 
@@ -92,7 +92,7 @@ class _Averaged:
         """Return its mean over counterfactuals, ``(*samples, cells, proteins)``."""
         total: Tensor | None = None
         for counterfactual in self.counterfactuals:
-            rate = self.model.generate(latents, under(design, counterfactual))[PROTEIN].rate
+            rate = self.model.generate(latents, at_counterfactual(design, counterfactual))[PROTEIN].rate
             assert isinstance(rate, MixtureRate)
             values = self.compute(rate)
             total = values if total is None else total + values
@@ -150,7 +150,7 @@ def protein_readout(
                 writer.write(what(posterior_mean(q), batch.design), block)
                 continue
             mean = RunningMean()
-            for run in passes(n_samples, batch.n_cells, cells.chunk):
+            for run in sample_chunks(n_samples, batch.n_cells, cells.chunk):
                 values = what(draw(model, q, source, run.stop - run.start), batch.design)
                 if averaged:
                     mean.add(values)
