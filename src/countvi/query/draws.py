@@ -37,7 +37,7 @@ class Stream(IntEnum):
     AMBIENT = 11
     DECONTAMINATED = 12
     POPULATION = 13
-    IMPORTANCE = 14
+    # 14 is retired.
     CRITICISM = 15
     PROTEIN_MIXING = 40
 
