@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from countvi.batch import Design
     from countvi.data.container import Container
 
-_THERE = "scvi-tools"
+AS_SCVI_TOOLS = "scvi-tools"
 """Name of the convention that reproduces scvi-tools."""
 
 
@@ -161,13 +161,13 @@ class Request:
 
     def hypothesis(self, default: float | np.ndarray | None) -> query.Hypothesis:
         """Return what is asked of two populations; ``default`` is that of the pseudocounts."""
-        there = choose("convention", self.convention, {"definition": False, _THERE: True})
+        as_scvi_tools = choose("convention", self.convention, {"definition": False, AS_SCVI_TOOLS: True})
         two_sided = choose("test_mode", self.test_mode, {"two": True, "three": False})
         if choose("mode", self.mode, {"vanilla": True, "change": False}):
             if self.sample_key is not None:
                 message = "sample_key summarises log fold changes, which mode='vanilla' has none of; use mode='change'."
                 raise OptionError(message)
-            return query.Greater(strict=there)
+            return query.Greater(strict=as_scvi_tools)
         return query.Change(
             delta=None if self.delta is None else NOT_NEGATIVE("delta", self.delta),
             pseudocounts=default if self.pseudocounts is None else NOT_NEGATIVE("pseudocounts", self.pseudocounts),
@@ -175,8 +175,8 @@ class Request:
             effect=_effect(self.change_fn),
             region=self.m1_domain_fn,
             levels=[SHARE("cred_interval_lvls", level) for level in _as_list(self.cred_interval_lvls or [])],
-            of_features=there,
-            shrink=1e-3 if there else 1.0,
+            of_features=as_scvi_tools,
+            shrink=1e-3 if as_scvi_tools else 1.0,
         )
 
     def levels(self, registry: Registry) -> tuple[list[Any], list[Any]]:
