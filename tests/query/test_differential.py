@@ -12,9 +12,9 @@ from countvi.query import (
     Change,
     Comparison,
     DecodedExpression,
-    Drawing,
     Greater,
     Importance,
+    PopulationSampler,
     Setting,
     compare,
     difference,
@@ -25,7 +25,7 @@ from countvi.query import (
     temporary,
 )
 from countvi.query.effects import Pair, estimated_delta
-from countvi.query.populations import Draws, at_levels
+from countvi.query.populations import PopulationDraws, at_levels
 from countvi.query.replicates import Replicates, adjusted, mean_and_error
 
 N_GENES = 6
@@ -39,7 +39,7 @@ def as_draws(values, rows=None):
     for i in range(n_chunks):
         part = values[:, i * 256 : (i + 1) * 256]
         held[i, :, : part.shape[1]] = part
-    return Draws(np.arange(n) if rows is None else rows, held, n_features)
+    return PopulationDraws(np.arange(n) if rows is None else rows, held, n_features)
 
 
 def pair_of(a, b, low=None):
@@ -59,7 +59,9 @@ def two():
 
 
 def drawing(tiny, model, source, n_samples=600, chunk=8, **options):
-    return Drawing(model, tiny.cells(source, chunk), DecodedExpression(model, RNA), N_GENES, n_samples, 0, **options)
+    return PopulationSampler(
+        model, tiny.cells(source, chunk), DecodedExpression(model, RNA), N_GENES, n_samples, 0, **options
+    )
 
 
 def fill(draw, rows, levels=(None,), number=1):

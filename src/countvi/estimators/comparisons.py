@@ -230,7 +230,7 @@ def differential(
     view = model.view(data, everyone, batch_size)
     cells = view.cells
     hypothesis, levels = request.hypothesis(feature.pseudocounts), request.levels(model.registry)
-    drawing = query.Drawing(
+    sampler = query.PopulationSampler(
         model.module,
         cells,
         feature.expression,
@@ -244,7 +244,7 @@ def differential(
     counts = _counts(named, cells, feature, view.measured)
     setting = query.Setting(hypothesis, levels, _replicates(request.sample_key, data), request.threshold_counts)
     tables = []
-    found = query.compare(drawing, [item.comparison for item in named], [sums for sums, _ in counts], setting)
+    found = query.compare(sampler, [item.comparison for item in named], [sums for sums, _ in counts], setting)
     for item, (sums, normalized), columns in zip(
         named, counts, _progress(found, len(named), request.silent), strict=True
     ):

@@ -22,7 +22,7 @@ from countvi.query.importance import Importance
 from countvi.query.latent import latent_moments, latent_posteriors, latent_states
 from countvi.query.neighbors import CellPositions, knn_vote
 from countvi.query.outliers import inliers
-from countvi.query.populations import Drawing
+from countvi.query.populations import PopulationSampler
 from countvi.query.predictive import joint_predictive, library_size, likelihood_parameters, posterior_predictive
 from countvi.query.presence import Presence, ReferenceCells, presence_of_types
 from countvi.query.protein import (
@@ -53,11 +53,11 @@ __all__ = [
     "DecodedExpression",
     "Denoised",
     "Difference",
-    "Drawing",
     "Greater",
     "Hypothesis",
     "Importance",
     "OutputWriter",
+    "PopulationSampler",
     "Presence",
     "ReferenceCells",
     "Replicates",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from countvi import ops
-from countvi.query.populations import Draws, Workspace, chunks
+from countvi.query.populations import PopulationDraws, Workspace, chunks
 
 Effect = Callable[[Any, Any, Any], Any]
 """From expression in the first and the second population, ``(pairs, features)``, and the pseudocounts, to an effect."""
@@ -40,8 +40,8 @@ class Pair:
         Features that are hardly seen in the first and in the second population, shape ``(features,)`` each.
     """
 
-    first: Draws
-    second: Draws
+    first: PopulationDraws
+    second: PopulationDraws
     low: tuple[np.ndarray, np.ndarray]
 
     @property
