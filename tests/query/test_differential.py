@@ -11,11 +11,11 @@ from countvi.batch import RNA
 from countvi.query import (
     Change,
     Comparison,
+    ComparisonPlan,
     DecodedExpression,
     Greater,
     Importance,
     PopulationSampler,
-    Setting,
     compare,
     difference,
     expected_fdr,
@@ -285,10 +285,10 @@ def test_rest_is_all_other_cells(tiny):
     counts = sum_counts(tiny.cells(source), [np.arange(40)], RNA)[0]
     draw = drawing(tiny, model, source, n_samples=4000, chunk=100)
     large, small = np.arange(30), np.arange(30, 40)
-    setting = Setting(Change(pseudocounts=1e-3))
+    plan = ComparisonPlan(Change(pseudocounts=1e-3))
     means = normalized_expression(model, tiny.cells(source, 500), n_samples=500)
     sums = [(counts, counts)] * 2
-    found = list(compare(draw, [Comparison(large), Comparison(small)], sums, setting))
+    found = list(compare(draw, [Comparison(large), Comparison(small)], sums, plan))
     for result, (first, second) in zip(found, ((large, small), (small, large)), strict=True):
         np.testing.assert_allclose(result["scale1"], means[first].mean(0), rtol=0.05)
         np.testing.assert_allclose(result["scale2"], means[second].mean(0), rtol=0.05)
@@ -307,12 +307,12 @@ def test_pairs_are_of_one_batch(tiny):
     for second in (np.arange(5, 10), None):
         spread = {}
         for name, pair in {"same": (levels, levels), "other": (levels, levels[::-1])}.items():
-            setting = Setting(Change(pseudocounts=1e-6), pair)
+            plan = ComparisonPlan(Change(pseudocounts=1e-6), pair)
             (found,) = compare(
                 drawing(tiny, model, source, n_samples=90),
                 [Comparison(np.arange(5), second)],
                 [(counts, counts)],
-                setting,
+                plan,
             )
             spread[name] = found["lfc_std"].max()
         assert spread["other"] > 0.3

@@ -242,9 +242,9 @@ def differential(
     if request.filter_outlier_cells:
         named = _without_outliers(named, cells, query.latent_states(model.module, cells), request.seed)
     counts = _counts(named, cells, feature, view.measured)
-    setting = query.Setting(hypothesis, levels, _replicates(request.sample_key, data), request.threshold_counts)
+    plan = query.ComparisonPlan(hypothesis, levels, _replicates(request.sample_key, data), request.threshold_counts)
     tables = []
-    found = query.compare(sampler, [item.comparison for item in named], [sums for sums, _ in counts], setting)
+    found = query.compare(sampler, [item.comparison for item in named], [sums for sums, _ in counts], plan)
     for item, (sums, normalized), columns in zip(
         named, counts, _progress(found, len(named), request.silent), strict=True
     ):

@@ -13,7 +13,7 @@ from countvi.query.cells import BatchSource, Cells, OutputWriter, Writable, eval
 from countvi.query.comparison import Difference, compare_types
 from countvi.query.correlation import feature_correlation, joint_correlation
 from countvi.query.criticism import Check, predictive_check
-from countvi.query.differential import Comparison, Setting, compare
+from countvi.query.differential import Comparison, ComparisonPlan, compare
 from countvi.query.draws import Counterfactual
 from countvi.query.effects import Change, Columns, Greater, Hypothesis, difference, expected_fdr, log_fold
 from countvi.query.evidence import elbo, marginal_log_likelihood, reconstruction
@@ -48,6 +48,7 @@ __all__ = [
     "Check",
     "Columns",
     "Comparison",
+    "ComparisonPlan",
     "CountSums",
     "Counterfactual",
     "DecodedExpression",
@@ -61,7 +62,6 @@ __all__ = [
     "Presence",
     "ReferenceCells",
     "Replicates",
-    "Setting",
     "SideBySide",
     "StateAxes",
     "VampMixture",

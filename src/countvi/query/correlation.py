@@ -132,13 +132,13 @@ def joint_correlation(
     n_features = sum(sizes)
     total = np.zeros((n_features, n_features))
     for counterfactual in counterfactuals:
-        draws = _Draws(model, cells, columns, rna_size_factor, counterfactual, n_samples, seed, log_transform)
+        draws = _DenoisedDraws(model, cells, columns, rna_size_factor, counterfactual, n_samples, seed, log_transform)
         total += correlate(draws, n_features)
     return total / len(counterfactuals)
 
 
 @dataclass(frozen=True, eq=False)
-class _Draws:
+class _DenoisedDraws:
     """Denoised draws of all cells; iterating yields float32 blocks ``(observations, genes)``, the same in each pass."""
 
     model: CountModel
@@ -189,7 +189,7 @@ class _Draws:
         return gamma / theta * mean
 
 
-def _pearson(draws: _Draws, n_genes: int) -> np.ndarray:
+def _pearson(draws: _DenoisedDraws, n_genes: int) -> np.ndarray:
     """Correlation from sums of products of deviations, merged block by block (Chan, Golub, LeVeque 1983)."""
     count = 0
     origin: np.ndarray | None = None
@@ -213,7 +213,7 @@ def _pearson(draws: _Draws, n_genes: int) -> np.ndarray:
     return _normalise(products)
 
 
-def _spearman(draws: _Draws, n_genes: int) -> np.ndarray:
+def _spearman(draws: _DenoisedDraws, n_genes: int) -> np.ndarray:
     """Pearson correlation of ranks."""
     from scipy.stats import rankdata  # slow to import, and only needed here
 

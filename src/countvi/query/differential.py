@@ -40,7 +40,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class ComparisonPlan:
     """What to do with every comparison.
 
     Parameters
@@ -66,7 +66,7 @@ def compare(
     sampler: PopulationSampler,
     comparisons: Sequence[Comparison],
     counts: Sequence[tuple[CountSums, CountSums]],
-    setting: Setting,
+    plan: ComparisonPlan,
 ) -> Iterator[Columns]:
     """Compare populations, two at a time.
 
@@ -78,7 +78,7 @@ def compare(
         The populations.
     counts
         Observed counts of both populations of each comparison.
-    setting
+    plan
         What to do.
 
     Yields
@@ -88,34 +88,34 @@ def compare(
     """
     n, n_cells = sampler.n_samples, len(sampler.cells)
     with ExitStack() as held:
-        draws = _SecondDraws(sampler, setting, held)
+        draws = _SecondDraws(sampler, plan, held)
         values = held.enter_context(sampler.room(n))
         for number, (comparison, sums) in enumerate(zip(comparisons, counts, strict=True)):
             shares_all = comparison.second is None and len(comparison.first) * 2 <= n_cells
             second = draws.of_rest(comparison.first) if shares_all else draws.of(comparison, number)
-            first = sampler.fill(values, comparison.first, setting.levels[0], 2 * number + 1)
-            low = tuple(part.mean < setting.threshold for part in sums)
+            first = sampler.fill(values, comparison.first, plan.levels[0], 2 * number + 1)
+            low = tuple(part.mean < plan.threshold for part in sums)
             pair = Pair(first, second, (low[0], low[1]))
-            found = setting.hypothesis(pair)
-            if setting.replicates is not None:
+            found = plan.hypothesis(pair)
+            if plan.replicates is not None:
                 pseudocounts = found.get("pseudocounts")
                 assert pseudocounts is not None, "effects of replicates are logarithms, which need pseudocounts"
-                found |= setting.replicates.summarize(pair, pseudocounts)
+                found |= plan.replicates.summarize(pair, pseudocounts)
             yield found
 
 
 class _SecondDraws:
     """Draws of second populations, kept as long as they can be used again."""
 
-    def __init__(self, sampler: PopulationSampler, setting: Setting, held: ExitStack) -> None:
-        self.sampler, self.setting, self.held = sampler, setting, held
+    def __init__(self, sampler: PopulationSampler, plan: ComparisonPlan, held: ExitStack) -> None:
+        self.sampler, self.plan, self.held = sampler, plan, held
         self.all: PopulationDraws | None = None
         self.values: np.ndarray | None = None
         self.last: tuple[np.ndarray, PopulationDraws] | None = None
 
     def of_rest(self, first: np.ndarray) -> PopulationDraws:
         """Return those draws of all cells that are of cells not in ``first``."""
-        n, levels = self.sampler.n_samples, self.setting.levels[1]
+        n, levels = self.sampler.n_samples, self.plan.levels[1]
         if self.all is None:
             values = self.held.enter_context(self.sampler.room(_OF_ALL * n))
             self.all = self.sampler.fill(values, self.sampler.cells.rows, levels, 0)
@@ -141,7 +141,7 @@ class _SecondDraws:
         if rows is None:
             rows = np.setdiff1d(self.sampler.cells.rows, comparison.first)
         if self.last is None or self.last[0] is not rows:
-            self.last = rows, self.sampler.fill(self._room(), rows, self.setting.levels[1], 2 * number + 2)
+            self.last = rows, self.sampler.fill(self._room(), rows, self.plan.levels[1], 2 * number + 2)
         return self.last[1]
 
     def _room(self) -> np.ndarray:
