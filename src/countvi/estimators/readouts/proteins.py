@@ -11,7 +11,7 @@ import pandas as pd
 from countvi import query, seeding
 from countvi.batch import PROTEIN, RNA
 from countvi.errors import OptionError
-from countvi.estimators.comparisons import Feature
+from countvi.estimators.comparisons import ComparedFeatures
 from countvi.estimators.comparisons import differential as compared
 from countvi.estimators.names import Indices, resolve_batches, resolve_genes, resolve_rows
 from countvi.estimators.options import NOT_NEGATIVE, POSITIVE, WHOLE
@@ -396,13 +396,13 @@ def differential_expression(
         per 10,000. Observed means of proteins are over the cells that they were measured in; the model's part is
         over all cells.
     """
-    given, groups, request = differential.asked(self, arguments, named)
+    given, groups, options = differential.asked(self, arguments, named)
     fields = ("rna", "protein")
     wanted = fields if use_field is None else (use_field,) if isinstance(use_field, str) else tuple(use_field)
     if not wanted or set(wanted) - set(fields) or given["modality"] is not None:
         message = f"use_field takes 'rna' and 'protein' (and takes the place of modality); got {wanted!r}."
         raise OptionError(message)
-    mixing = query.mixing_stream(request.seed, self.device) if sample_protein_mixing else None
+    mixing = query.mixing_stream(options.seed, self.device) if sample_protein_mixing else None
     denoised = query.Denoised(include_protein_background, scale_protein, mixing, exact=False)
     expression = query.SideBySide(self.module, "rna" in wanted, denoised if "protein" in wanted else None)
     counts = [name for name, field in ((RNA, "rna"), (PROTEIN, "protein")) if field in wanted]
@@ -413,11 +413,11 @@ def differential_expression(
         prior = NOT_NEGATIVE("protein_prior_count", protein_prior_count)
         genes = np.nan if pseudocounts is None else NOT_NEGATIVE("pseudocounts", pseudocounts)
         added += [prior if name == PROTEIN else genes] * len(features)
-    feature = Feature(
+    feature = ComparedFeatures(
         np.array(names, dtype=object), expression, counts, np.array(added), [name == RNA for name in counts]
     )
     data = self.container(given["adata"])
-    return compared(self, data, feature, groups, request, given["batch_size"])
+    return compared(self, data, feature, groups, options, given["batch_size"])
 
 
 def get_raw_proteins(
