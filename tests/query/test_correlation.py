@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tests.query.ask import feature_correlation, normalized_expression
 
 from countvi.errors import OptionError
-from countvi.query import correlation, feature_correlation, normalized_expression, temporary
+from countvi.query import correlation, temporary
 from countvi.query.correlation import _pearson, _spearman
 
 OPTIONS = pytest.mark.parametrize("kind", ["pearson", "spearman"])

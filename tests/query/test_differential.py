@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tests.query.ask import normalized_expression
 
 from countvi.batch import RNA
 from countvi.query import (
@@ -20,7 +21,6 @@ from countvi.query import (
     difference,
     expected_fdr,
     inliers,
-    normalized_expression,
     sum_counts,
     temporary,
 )

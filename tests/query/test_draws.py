@@ -1,4 +1,4 @@
-"""Draws from a guide in passes."""
+"""Draws from a guide in runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Latents(NamedTuple):
 @pytest.mark.parametrize("n_samples", [1, 7, 12])
 @pytest.mark.parametrize("n_cells", [0, 1, 3, 50])
 @pytest.mark.parametrize("chunk", [1, 4, 10])
-def test_passes_cover_all_samples_and_stay_within_the_chunk(n_samples, n_cells, chunk):
+def test_chunks_cover_all_samples_and_stay_within_the_chunk(n_samples, n_cells, chunk):
     runs = list(sample_chunks(n_samples, n_cells, chunk))
     assert [i for run in runs for i in range(run.start, run.stop)] == list(range(n_samples))
     sizes = [run.stop - run.start for run in runs]
     assert all(size == 1 or size * n_cells <= chunk for size in sizes)
 
 
-def test_draws_do_not_depend_on_the_split_into_passes(tiny):
+def test_draws_do_not_depend_on_the_split_into_runs(tiny):
     q = Latents(Gaussian(torch.zeros(5, 3), torch.ones(5, 3)), Given(torch.arange(5.0)))
     model = tiny.model()
     whole = draw(model, q, generator(1, Stream.STATES), 7)
