@@ -313,18 +313,19 @@ def _without_outliers(
 ) -> list[NamedComparison]:
     place = np.full(cells.source.n_cells, -1)
     place[cells.rows] = np.arange(len(cells))
-    kept: dict[int, np.ndarray] = {}
+    shared: dict[int, np.ndarray] = {}  # what is kept of a second population that several comparisons have
 
     def bulk(rows: np.ndarray) -> np.ndarray:
-        if id(rows) not in kept:
-            kept[id(rows)] = rows[query.inliers(states[place[rows]], np.random.default_rng(seed))]
-        return kept[id(rows)]
+        return rows[query.inliers(states[place[rows]], np.random.default_rng(seed))]
 
     out = []
     for item in named:
         first, second = item.comparison.first, item.comparison.second
-        second = np.setdiff1d(cells.rows, first) if second is None else second
-        out.append(NamedComparison(query.Comparison(bulk(first), bulk(second)), item.group1, item.group2))
+        if second is None:
+            rest = bulk(np.setdiff1d(cells.rows, first))
+        else:
+            rest = shared[id(second)] if id(second) in shared else shared.setdefault(id(second), bulk(second))
+        out.append(NamedComparison(query.Comparison(bulk(first), rest), item.group1, item.group2))
     return out
 
 
