@@ -24,9 +24,9 @@ from countvi.query import (
     sum_counts,
     temporary,
 )
-from countvi.query.effects import Pair, estimated_delta
+from countvi.query.effects import Pair, benjamini_hochberg, estimated_delta
 from countvi.query.populations import PopulationDraws, at_levels
-from countvi.query.replicates import Replicates, adjusted, mean_and_error
+from countvi.query.replicates import Replicates, mean_and_error
 
 N_GENES = 6
 
@@ -347,11 +347,11 @@ def test_mean_and_error_is_the_t_test():
     assert np.isnan(mean_and_error(values[:1])[1]).all()
 
 
-def test_adjusted_is_benjamini_hochberg():
+def test_features_that_are_not_tested_count_for_nothing():
     p = np.random.default_rng(0).beta(0.5, 1.0, 50)
     expected = stats.false_discovery_control(p)
-    np.testing.assert_allclose(adjusted(p), expected)
-    with_gap = adjusted(np.insert(p, 3, np.nan))
+    np.testing.assert_allclose(benjamini_hochberg(p), expected)
+    with_gap = benjamini_hochberg(np.insert(p, 3, np.nan))
     assert np.isnan(with_gap[3])
     np.testing.assert_allclose(np.delete(with_gap, 3), expected)
 
