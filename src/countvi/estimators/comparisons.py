@@ -1,4 +1,4 @@
-"""Differential expression, from the words of a user to a table."""
+"""Differential expression: which cells are compared and how, from the arguments of a user to a table."""
 
 from __future__ import annotations
 

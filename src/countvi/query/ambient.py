@@ -1,4 +1,4 @@
-"""What of the counts is the cell's own, and what came from its surroundings.
+"""Ambient counts: background profiles, the ambient share of a cell, and counts without the ambient ones.
 
 A negative binomial count with mean l (rho + B) y is the sum of a count of the cell's own and an ambient one that share
 their Gamma factor. Given the count, each of its molecules is the cell's own with probability rho / (rho + B), so the

@@ -1,4 +1,4 @@
-"""Which cells a read-out runs over, how it walks them, and where its numbers go.
+"""The cells of a read-out, block by block; evaluation mode; outputs, dense and sparse.
 
 Every read-out goes over its cells block by block, so its memory is that of one block and of what it returns.
 """

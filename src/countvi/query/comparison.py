@@ -1,4 +1,4 @@
-"""Differences in what one type expresses, between two groups of spots.
+"""Differences in what one type expresses between two groups of spots: a moderated t-test, or a rank test.
 
 The numbers compared are expected values under the model, one per spot or per sample. Nothing is drawn, so a p-value
 cannot be had smaller by drawing more.

@@ -1,4 +1,4 @@
-"""Does the model draw counts like those observed? Posterior predictive checks, gene by gene and cell by cell."""
+"""Posterior predictive checks: observed counts beside drawn ones, gene by gene and cell by cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of the difference between two populations, from pairs of draws.
+"""Hypotheses about two populations: probabilities and sizes of effects, from pairs of draws.
 
 A hypothesis looks at all pairs of draws of each feature and returns columns of numbers, one per feature.
 """

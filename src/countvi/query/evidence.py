@@ -1,4 +1,4 @@
-"""How well a model explains cells: evidence lower bound, reconstruction, marginal likelihood."""
+"""Evidence of each cell: evidence lower bound, reconstruction, marginal likelihood."""
 
 from __future__ import annotations
 

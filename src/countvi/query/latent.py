@@ -1,4 +1,4 @@
-"""Where cells lie in the latent space."""
+"""Cell states: moments, means and draws of their posteriors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels from the nearest labelled cells, and how much they can be trusted."""
+"""Nearest neighbours, and labels that they vote for, with how much they can be trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells that lie far from the others of their population."""
+"""Inliers of a population of cells: robust distances from its middle (FAST-MCD)."""
 
 from __future__ import annotations
 

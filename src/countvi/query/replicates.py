@@ -1,4 +1,4 @@
-"""Effects per replicate, and what replicates agree on.
+"""Effects per replicate, and their summary over replicates by Student's t.
 
 Cells of one donor are not independent: a test that counts cells finds differences between donors wherever there are
 many cells (Squair et al. 2021). Here every replicate contributes one number, its mean over cells, so that both the

@@ -1,4 +1,4 @@
-"""What is in a spot: abundances of types, their states, and their expression."""
+"""Spots under DestVI: abundances of types, their states, and their expression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directions in which the states of a type vary over a slide, and the genes that go with them."""
+"""Axes along which the states of a type vary over a slide, and the genes that go with them."""
 
 from __future__ import annotations
 

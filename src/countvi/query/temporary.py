@@ -1,4 +1,4 @@
-"""Room for numbers that may be more than memory should hold."""
+"""A temporary array, on disk if it is large."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The empirical prior of states within types: mixtures of posteriors of reference cells."""
+"""Clusters of states within types, and mixtures of the posteriors of their cells: a prior of states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backgrounds, feature factors and dispersions of the regularised models, and counts without the ambient ones."""
+"""Read-outs of the regularised models: ambient counts, feature factors, dispersions, prior terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differential expression."""
+"""Differential expression of all models but DestVI and TOTALVI: ``differential_expression``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from countvi import query, seeding
 from countvi.estimators.comparisons import ComparedFeatures, ComparisonOptions, Groups, differential
 from countvi.estimators.names import Indices
-from countvi.estimators.readouts.features import per_modality
+from countvi.estimators.readouts.features import feature_names, per_modality
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -178,8 +177,7 @@ def differential_expression(
     data = self.container(adata)
 
     def of(name: str) -> pd.DataFrame:
-        names = np.asarray(self.registry.modality(name).feature_names, dtype=object)
-        feature = ComparedFeatures(names, query.DecodedExpression(self.module, name), [name])
+        feature = ComparedFeatures(feature_names(self, name), query.DecodedExpression(self.module, name), [name])
         return differential(self, data, feature, groups, options, batch_size)
 
     return per_modality(self, modality, of)

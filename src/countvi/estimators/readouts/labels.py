@@ -1,4 +1,4 @@
-"""Cell types of a reference for the cells of a query."""
+"""Labels of a reference for the cells of a query: ``transfer_labels``."""
 
 from __future__ import annotations
 

@@ -110,6 +110,11 @@ def get_presence(
     seed
         Of the clusters, the simulated spots and the forest.
 
+    Returns
+    -------
+    PresenceCalls
+        ``probability`` and ``fdr``, spots x types each; ``called(fdr)`` for calls.
+
     Raises
     ------
     MismatchError
@@ -146,6 +151,11 @@ def get_state_axes(self: Fitted[DestVI], label: str, *, spatial_key: str = "spat
         Where the slide's ``obsm`` has the places of spots.
     n_neighbors
         Neighbours of a spot.
+
+    Returns
+    -------
+    TypeAxes
+        ``scores`` (spots x axes), ``summary`` (a row per axis) and ``genes`` (a row per axis and gene).
 
     Raises
     ------
