@@ -14,7 +14,7 @@ from measure import Comparison, Settings, seconds
 from runs import Run, RunStore
 from sides import SIDES, Side
 
-from countvi.query import Located, vote
+from countvi.query import CellPositions, knn_vote
 
 REFERENCES = {"kang": "ctrl", "citeseq": None}
 """Data sets, and the batch of the reference: the largest for ``None``."""
@@ -53,7 +53,7 @@ def _map(side: Side, adata, batch: str | None, seed: int, settings: Settings) ->
     took = seconds(lambda: mapped.append(side.map_onto(model, query, epochs)))
     labels = reference.obs["cell_type"].astype(str).to_numpy()
     names, codes = np.unique(labels, return_inverse=True)
-    flat = [Located(side.latent(m), np.ones(m.adata.n_obs)) for m in (model, mapped[0])]
-    best = names[vote(flat[0], codes, flat[1], _N_NEIGHBORS).shares.argmax(1)]
+    flat = [CellPositions(side.latent(m), np.ones(m.adata.n_obs)) for m in (model, mapped[0])]
+    best = names[knn_vote(flat[0], codes, flat[1], _N_NEIGHBORS).shares.argmax(1)]
     agree = float((best == query.obs["cell_type"].astype(str).to_numpy()).mean())
     return Run(took, float("nan"), side.epochs(mapped[0]), {"types that agree": agree})

@@ -94,6 +94,17 @@ def test_batch_correction_decodes_under_batches(trained):
         np.testing.assert_allclose(table["scale2"], means[~inside].mean(), rtol=0.03)
 
 
+def test_populations_without_outliers_do_not_depend_on_the_other_comparisons(trained):
+    adata = trained.adata.copy()
+    adata.obs["part"] = [str(i % 30) for i in range(adata.n_obs)]
+    options = {"groupby": "part", "filter_outlier_cells": True, "n_samples_overall": 50}
+    together = trained.differential_expression(adata, **options)
+    for group, of_group in list(together.groupby("group1"))[::5]:
+        alone = trained.differential_expression(adata, group1=group, **options)
+        for column in ("raw_mean1", "raw_mean2"):
+            np.testing.assert_array_equal(of_group[column].sort_index(), alone[column].sort_index())
+
+
 def test_weights_and_outliers_change_the_draws(trained):
     options = {"groupby": "label", "group1": "T", "n_samples_overall": 500}
     plain = trained.differential_expression(**options).sort_index()

@@ -212,7 +212,7 @@ def test_two_modalities_with_gaps(mode):
 
     # The first type's peaks follow from its RNA, the last one's RNA from its peaks.
     for name, cut, truth in (("atac", ~has_atac & (kind == 0), atac), (RNA, ~has_rna & (kind == 2), rna)):
-        imputed = query.normalized_expression(model, cells, modality=name, use_z_mean=True)[cut]
+        imputed = query.expectation(query.DecodedExpression(model, name), cells, query.Draws(at_mean=True))[cut]
         other = truth[kind == (2 if name == "atac" else 0)][0]
         assert cut.sum() > 20
         assert correlation(imputed, truth[cut]) > 0.98

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 from tests.models import small
+from tests.query import ask
 
 from countvi import query, seeding
 from countvi.batch import RNA, Batch, Factor
@@ -107,19 +108,22 @@ def test_without_a_background_everything_is_the_cells_own(model, data):
 
 def test_whole_counts_are_draws_around_the_expectation(model, data):
     raw, share = data.counts[RNA], own_share(model, data)
-    draws = [query.decontaminated_counts(model, cells(data), integer=True, seed=s).toarray() for s in range(200)]
+    draws = [
+        query.decontaminated_counts(model, cells(data), draws=query.Draws(at_mean=True, seed=s), integer=True).toarray()
+        for s in range(200)
+    ]
     mean, spread = np.mean(draws, axis=0), np.sqrt(raw * share * (1 - share) / 200)
     assert all((d == d.round()).all() and (d <= raw).all() and (d >= 0).all() for d in draws)
     assert (np.abs(mean - raw * share) <= 5 * spread + 1e-9).all()
-    again = query.decontaminated_counts(model, cells(data), integer=True, seed=0)
+    again = query.decontaminated_counts(model, cells(data), draws=query.Draws(at_mean=True, seed=0), integer=True)
     np.testing.assert_array_equal(again.toarray(), draws[0])
 
 
 def test_averages_over_draws_do_not_depend_on_the_chunk(model, data):
-    options = {"use_z_mean": False, "n_samples": 6, "seed": 4}
-    kept = [query.decontaminated_counts(model, cells(data, chunk=40), **options).toarray() for _ in range(2)]
+    draws = query.Draws(6, seed=4)
+    kept = [query.decontaminated_counts(model, cells(data, chunk=40), draws).toarray() for _ in range(2)]
     np.testing.assert_array_equal(*kept)
-    passes = query.decontaminated_counts(model, cells(data, chunk=80), **options).toarray()
+    passes = query.decontaminated_counts(model, cells(data, chunk=80), draws).toarray()
     np.testing.assert_allclose(passes, kept[0], rtol=1e-5)
     assert not np.allclose(kept[0], query.decontaminated_counts(model, cells(data)).toarray(), rtol=1e-5)
     assert (kept[0] <= data.counts[RNA]).all()
@@ -137,14 +141,14 @@ def test_own_counts_given_the_sum_are_binomial():
 
 
 def test_expression_with_and_without_background(model, data):
-    plain = query.normalized_expression(model, cells(data), use_z_mean=True)
-    both = query.normalized_expression(model, cells(data), use_z_mean=True, background=True, library_size=1e4)
+    plain = ask.normalized_expression(model, cells(data), use_z_mean=True)
+    both = ask.normalized_expression(model, cells(data), use_z_mean=True, background=True, library_size=1e4)
     np.testing.assert_allclose(plain / both * 1e4, own_share(model, data), rtol=1e-5)
-    counts = query.normalized_expression(model, cells(data), use_z_mean=True, library_size=None, background=True)
+    counts = ask.normalized_expression(model, cells(data), use_z_mean=True, library_size=None, background=True)
     batch = data.batch(dtype=torch.float64)
     mean = model.generate(centre(model, batch), batch.design)[RNA].mean
     np.testing.assert_allclose(counts, mean.detach(), rtol=1e-5)
-    some = query.sampled_expression(model, cells(data), n_samples_overall=5, background=True)
+    some = ask.sampled_expression(model, cells(data), n_samples_overall=5, background=True)
     assert some.shape == (5, GENES) and np.isfinite(some).all()
 
 

@@ -9,7 +9,7 @@ import torch
 import zarr
 
 from countvi.errors import OptionError
-from countvi.query import Cells, Sink, evaluation
+from countvi.query import Cells, OutputWriter, evaluation
 from countvi.query.cells import map_cells
 
 
@@ -69,7 +69,7 @@ def test_map_cells_writes_blocks_in_place(tiny):
 
 
 @pytest.mark.parametrize("kind", ["numpy", "memmap", "zarr", "h5py"])
-def test_sink_writes_into_anything_array_like(kind, tmp_path):
+def test_output_writer_writes_into_anything_array_like(kind, tmp_path):
     shape = (2, 5, 3)
     out = {
         "numpy": lambda: np.zeros(shape, np.float32),
@@ -77,22 +77,22 @@ def test_sink_writes_into_anything_array_like(kind, tmp_path):
         "zarr": lambda: zarr.create_array(tmp_path / "x.zarr", shape=shape, chunks=(1, 2, 2), dtype="f4"),
         "h5py": lambda: h5py.File(tmp_path / "x.h5", "w").create_dataset("x", shape, "f4"),
     }[kind]()
-    sink = Sink(shape, out)
+    writer = OutputWriter(shape, out)
     expected = np.arange(30, dtype=np.float32).reshape(shape)
     values = torch.as_tensor(expected)
-    sink.write(values[:, :2], slice(0, 2), slice(0, 2))
-    sink.write(values[:1, 2:], slice(0, 1), slice(2, 5))
-    sink.write(values[1:, 2:], slice(1, 2), slice(2, 5))
-    sink.write(values[:, :0], slice(0, 2), slice(5, 5))
-    assert sink.out is out
+    writer.write(values[:, :2], slice(0, 2), slice(0, 2))
+    writer.write(values[:1, 2:], slice(0, 1), slice(2, 5))
+    writer.write(values[1:, 2:], slice(1, 2), slice(2, 5))
+    writer.write(values[:, :0], slice(0, 2), slice(5, 5))
+    assert writer.out is out
     np.testing.assert_array_equal(np.asarray(out[...]), expected)
 
 
-def test_sink_makes_its_own_array():
-    sink = Sink((2, 3))
-    sink.write(torch.ones(2, 3), slice(0, 2))
-    assert sink.out.dtype == np.float32
-    assert sink.out.sum() == 6
+def test_output_writer_makes_its_own_array():
+    writer = OutputWriter((2, 3))
+    writer.write(torch.ones(2, 3), slice(0, 2))
+    assert writer.out.dtype == np.float32
+    assert writer.out.sum() == 6
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,6 @@ def test_sink_makes_its_own_array():
         ([[0.0] * 3] * 2, "got list"),
     ],
 )
-def test_sink_refuses_with_a_sentence(out, message):
+def test_output_writer_refuses_with_a_sentence(out, message):
     with pytest.raises(OptionError, match=message):
-        Sink((2, 3), out)
+        OutputWriter((2, 3), out)

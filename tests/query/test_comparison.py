@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from countvi.query.comparison import benjamini_hochberg, compare_types, moderated_t_test
+from countvi.query.comparison import compare_types, moderated_t_test
 
 
 def test_with_few_genes_it_is_the_t_test_with_equal_variances() -> None:
@@ -65,8 +65,3 @@ def test_expression_that_does_not_vary_is_no_difference() -> None:
     found = compare_types(lambda columns: np.ones((10, len(columns))), 3, np.arange(10) < 5, np.ones(10))
     np.testing.assert_array_equal(found.p_value, 1.0)
     np.testing.assert_array_equal(found.log2_change, 0.0)
-
-
-def test_benjamini_hochberg_is_that_of_scipy() -> None:
-    p_value = np.random.default_rng(5).random(50) ** 2
-    np.testing.assert_allclose(benjamini_hochberg(p_value), stats.false_discovery_control(p_value))

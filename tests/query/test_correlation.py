@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tests.query.ask import feature_correlation, normalized_expression
 
 from countvi.errors import OptionError
-from countvi.query import correlation, feature_correlation, normalized_expression, scratch
+from countvi.query import correlation, temporary
 from countvi.query.correlation import _pearson, _spearman
 
 OPTIONS = pytest.mark.parametrize("kind", ["pearson", "spearman"])
@@ -56,14 +57,14 @@ def test_pearson_is_stable_far_from_zero():
 def test_spearman_and_pearson_work_through_the_disk_and_in_steps(kind, monkeypatch):
     values = np.random.default_rng(0).gamma(0.5, size=(400, 6)).astype(np.float32)
     whole = STREAMING[kind](blocks_of(values, 32), 6)
-    monkeypatch.setattr(scratch, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(temporary, "_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(correlation, "_WORK_BYTES", 30_000)
     np.testing.assert_allclose(STREAMING[kind](blocks_of(values, 32), 6), whole, atol=1e-12)
 
 
 def test_a_full_disk_is_a_sentence(monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(scratch, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(temporary, "_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
     with pytest.raises(OptionError, match=r"of disk, but .* free\. Use fewer genes"):
         _spearman(blocks_of(np.zeros((10, 2)), 5), 2)

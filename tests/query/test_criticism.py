@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tests.query.ask import posterior_predictive
 
 from countvi.batch import RNA
-from countvi.query import posterior_predictive, predictive_check
+from countvi.query import predictive_check
 
 
 @pytest.mark.parametrize("chunk", [5, 1000])

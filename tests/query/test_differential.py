@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tests.query.ask import normalized_expression
 
 from countvi.batch import RNA
 from countvi.query import (
     Change,
     Comparison,
-    Drawing,
+    ComparisonPlan,
+    DecodedExpression,
     Greater,
     Importance,
-    Scale,
-    Setting,
+    PopulationSampler,
     compare,
     difference,
     expected_fdr,
     inliers,
-    normalized_expression,
-    scratch,
     sum_counts,
+    temporary,
 )
-from countvi.query.effects import Pair, estimated_delta
-from countvi.query.populations import Draws, at_levels
-from countvi.query.replicates import Replicates, adjusted, mean_and_error
+from countvi.query.effects import Pair, benjamini_hochberg, estimated_delta
+from countvi.query.populations import PopulationDraws, at_levels
+from countvi.query.replicates import Replicates, mean_and_error
 
 N_GENES = 6
 
@@ -39,7 +39,7 @@ def as_draws(values, rows=None):
     for i in range(n_chunks):
         part = values[:, i * 256 : (i + 1) * 256]
         held[i, :, : part.shape[1]] = part
-    return Draws(np.arange(n) if rows is None else rows, held, n_features)
+    return PopulationDraws(np.arange(n) if rows is None else rows, held, n_features)
 
 
 def pair_of(a, b, low=None):
@@ -59,7 +59,9 @@ def two():
 
 
 def drawing(tiny, model, source, n_samples=600, chunk=8, **options):
-    return Drawing(model, tiny.cells(source, chunk), Scale(model, RNA), N_GENES, n_samples, 0, **options)
+    return PopulationSampler(
+        model, tiny.cells(source, chunk), DecodedExpression(model, RNA), N_GENES, n_samples, 0, **options
+    )
 
 
 def fill(draw, rows, levels=(None,), number=1):
@@ -121,7 +123,7 @@ def test_levels_of_some_cells():
 def test_room_on_disk_changes_nothing(tiny, monkeypatch):
     model, source = tiny.model(), tiny.source(20, N_GENES)
     _, memory = fill(drawing(tiny, model, source), np.arange(9))
-    monkeypatch.setattr(scratch, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(temporary, "_IN_MEMORY_BYTES", 0)
     _, disk = fill(drawing(tiny, model, source), np.arange(9))
     np.testing.assert_array_equal(memory, disk)
 
@@ -283,10 +285,10 @@ def test_rest_is_all_other_cells(tiny):
     counts = sum_counts(tiny.cells(source), [np.arange(40)], RNA)[0]
     draw = drawing(tiny, model, source, n_samples=4000, chunk=100)
     large, small = np.arange(30), np.arange(30, 40)
-    setting = Setting(Change(pseudocounts=1e-3))
+    plan = ComparisonPlan(Change(pseudocounts=1e-3))
     means = normalized_expression(model, tiny.cells(source, 500), n_samples=500)
     sums = [(counts, counts)] * 2
-    found = list(compare(draw, [Comparison(large), Comparison(small)], sums, setting))
+    found = list(compare(draw, [Comparison(large), Comparison(small)], sums, plan))
     for result, (first, second) in zip(found, ((large, small), (small, large)), strict=True):
         np.testing.assert_allclose(result["scale1"], means[first].mean(0), rtol=0.05)
         np.testing.assert_allclose(result["scale2"], means[second].mean(0), rtol=0.05)
@@ -305,12 +307,12 @@ def test_pairs_are_of_one_batch(tiny):
     for second in (np.arange(5, 10), None):
         spread = {}
         for name, pair in {"same": (levels, levels), "other": (levels, levels[::-1])}.items():
-            setting = Setting(Change(pseudocounts=1e-6), pair)
+            plan = ComparisonPlan(Change(pseudocounts=1e-6), pair)
             (found,) = compare(
                 drawing(tiny, model, source, n_samples=90),
                 [Comparison(np.arange(5), second)],
                 [(counts, counts)],
-                setting,
+                plan,
             )
             spread[name] = found["lfc_std"].max()
         assert spread["other"] > 0.3
@@ -345,11 +347,11 @@ def test_mean_and_error_is_the_t_test():
     assert np.isnan(mean_and_error(values[:1])[1]).all()
 
 
-def test_adjusted_is_benjamini_hochberg():
+def test_features_that_are_not_tested_count_for_nothing():
     p = np.random.default_rng(0).beta(0.5, 1.0, 50)
     expected = stats.false_discovery_control(p)
-    np.testing.assert_allclose(adjusted(p), expected)
-    with_gap = adjusted(np.insert(p, 3, np.nan))
+    np.testing.assert_allclose(benjamini_hochberg(p), expected)
+    with_gap = benjamini_hochberg(np.insert(p, 3, np.nan))
     assert np.isnan(with_gap[3])
     np.testing.assert_allclose(np.delete(with_gap, 3), expected)
 

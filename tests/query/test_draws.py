@@ -1,4 +1,4 @@
-"""Draws from a guide in passes."""
+"""Draws from a guide in runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from countvi.batch import Design
 from countvi.nn.latent import Gaussian, Given, Latent
-from countvi.query.draws import RunningMean, Stream, draw, generator, passes, posterior_mean, under
+from countvi.query.draws import RunningMean, Stream, at_counterfactual, draw, generator, posterior_mean, sample_chunks
 
 
 class Latents(NamedTuple):
@@ -20,14 +20,14 @@ class Latents(NamedTuple):
 @pytest.mark.parametrize("n_samples", [1, 7, 12])
 @pytest.mark.parametrize("n_cells", [0, 1, 3, 50])
 @pytest.mark.parametrize("chunk", [1, 4, 10])
-def test_passes_cover_all_samples_and_stay_within_the_chunk(n_samples, n_cells, chunk):
-    runs = list(passes(n_samples, n_cells, chunk))
+def test_chunks_cover_all_samples_and_stay_within_the_chunk(n_samples, n_cells, chunk):
+    runs = list(sample_chunks(n_samples, n_cells, chunk))
     assert [i for run in runs for i in range(run.start, run.stop)] == list(range(n_samples))
     sizes = [run.stop - run.start for run in runs]
     assert all(size == 1 or size * n_cells <= chunk for size in sizes)
 
 
-def test_draws_do_not_depend_on_the_split_into_passes(tiny):
+def test_draws_do_not_depend_on_the_split_into_runs(tiny):
     q = Latents(Gaussian(torch.zeros(5, 3), torch.ones(5, 3)), Given(torch.arange(5.0)))
     model = tiny.model()
     whole = draw(model, q, generator(1, Stream.STATES), 7)
@@ -70,13 +70,13 @@ def test_streams_differ():
 
 def test_counterfactual_replaces_one_column():
     design = Design(codes=torch.tensor([[0, 1], [2, 1]]), continuous=torch.zeros(2, 0))
-    assert under(design, None) is design
-    assert under(design, (0, 1)).codes.tolist() == [[1, 1], [1, 1]]
+    assert at_counterfactual(design, None) is design
+    assert at_counterfactual(design, (0, 1)).codes.tolist() == [[1, 1], [1, 1]]
     assert design.codes.tolist() == [[0, 1], [2, 1]]
 
 
 def test_several_covariates_can_be_changed_at_once():
     design = Design(torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.zeros(2, 0))
-    assert under(design, {0: 7, 2: 8}).codes.tolist() == [[7, 1, 8], [7, 4, 8]]
-    assert under(design, (1, 9)).codes.tolist() == [[0, 9, 2], [3, 9, 5]]
-    assert under(design, None) is design
+    assert at_counterfactual(design, {0: 7, 2: 8}).codes.tolist() == [[7, 1, 8], [7, 4, 8]]
+    assert at_counterfactual(design, (1, 9)).codes.tolist() == [[0, 9, 2], [3, 9, 5]]
+    assert at_counterfactual(design, None) is design

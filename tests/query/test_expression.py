@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from tests.query.ask import normalized_expression, sampled_expression
 
 from countvi.errors import OptionError
-from countvi.query import normalized_expression, sampled_expression
 
 
 def truth(tiny, witness, model, source, batch=None):

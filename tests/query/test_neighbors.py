@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from countvi.query import Located, vote
+from countvi.query import CellPositions, knn_vote
 from countvi.query.neighbors import _CHUNK
 
 
-def located(states: np.ndarray, variance: np.ndarray | float = 1.0) -> Located:
-    return Located(states, np.broadcast_to(variance, len(states)))
+def located(states: np.ndarray, variance: np.ndarray | float = 1.0) -> CellPositions:
+    return CellPositions(states, np.broadcast_to(variance, len(states)))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_votes_are_a_weighted_count_over_all_pairs(groups) -> None:
     states, codes = groups
     rng = np.random.default_rng(1)
     query, variances = rng.normal(size=(40, 3)) * 8.0 + 4.0, (rng.gamma(3.0, size=160), rng.gamma(2.0, size=40))
-    votes = vote(located(states, variances[0]), codes, located(query, variances[1]), 7)
+    votes = knn_vote(located(states, variances[0]), codes, located(query, variances[1]), 7)
     distances = np.linalg.norm(query[:, None] - states, axis=-1)
     own = np.sort(np.linalg.norm(states[:, None] - states, axis=-1), axis=1)[:, 1:8].mean(1)
     for i, d in enumerate(distances):
@@ -42,18 +42,18 @@ def test_cells_like_the_labelled_are_typical_and_others_are_not(groups) -> None:
     states, codes = groups
     rng = np.random.default_rng(2)
     known = located(states)
-    alike = vote(known, codes, located(rng.normal(size=(300, 3)) + np.array([0.0, 12.0, 0.0])), 10)
+    alike = knn_vote(known, codes, located(rng.normal(size=(300, 3)) + np.array([0.0, 12.0, 0.0])), 10)
     assert (alike.shares[:, 1] > 1 - 1e-9).mean() > 0.99
     # Uniform on 0 to 1, as a cell drawn from a group is as likely as any of its cells to be the farthest.
     assert 0.4 < alike.typicality.mean() < 0.6
-    apart = vote(known, codes, located(rng.normal(size=(30, 3)) - 12.0), 10)
+    apart = knn_vote(known, codes, located(rng.normal(size=(30, 3)) - 12.0), 10)
     assert apart.typicality.max() == 0.0
-    vague = vote(known, codes, located(states, 1.1), 10)
+    vague = knn_vote(known, codes, located(states, 1.1), 10)
     assert vague.typicality.max() == 0.0
 
 
 def test_cells_at_one_place_have_one_vote_each() -> None:
-    votes = vote(located(np.zeros((6, 2))), np.array([0, 0, 0, 0, 1, 1]), located(np.zeros((2, 2))), 5)
+    votes = knn_vote(located(np.zeros((6, 2))), np.array([0, 0, 0, 0, 1, 1]), located(np.zeros((2, 2))), 5)
     assert np.isfinite(votes.shares).all()
     np.testing.assert_allclose(votes.shares.sum(1), 1.0)
     np.testing.assert_allclose(votes.typicality, 1.0)
@@ -62,6 +62,6 @@ def test_cells_at_one_place_have_one_vote_each() -> None:
 def test_many_cells_go_in_chunks(groups) -> None:
     states, codes = groups
     query = np.tile(states[:3], (_CHUNK // 2, 1))
-    votes = vote(located(states), codes, located(query), 1)
+    votes = knn_vote(located(states), codes, located(query), 1)
     np.testing.assert_array_equal(votes.shares[:3], votes.shares[-3:])
     assert (votes.shares[:, 0] == 1.0).all()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from tests.query.ask import likelihood_parameters, posterior_predictive
 
-from countvi.query import library_size, likelihood_parameters, posterior_predictive
+from countvi.query import library_size
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])

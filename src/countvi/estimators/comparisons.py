@@ -1,4 +1,4 @@
-"""Differential expression, from the words of a user to a table."""
+"""Differential expression: which cells are compared and how, from the arguments of a user to a table."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from countvi.batch import Design
     from countvi.data.container import Container
 
-_THERE = "scvi-tools"
+AS_SCVI_TOOLS = "scvi-tools"
 """Name of the convention that reproduces scvi-tools."""
 
 
 @dataclass(frozen=True, eq=False)
-class Feature:
+class ComparedFeatures:
     """The features of a table of differential expression.
 
     Parameters
@@ -52,7 +52,7 @@ class Feature:
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedComparison:
     """A comparison and what it is called; no names where rows were given instead of groups."""
 
     comparison: query.Comparison
@@ -76,7 +76,7 @@ class Groups:
     idx2: Any = None
     subset_idx: Any = None
 
-    def resolve(self, data: Container) -> tuple[np.ndarray, list[Named]]:
+    def resolve(self, data: Container) -> tuple[np.ndarray, list[NamedComparison]]:
         """Return the rows of all cells that take part, and the comparisons.
 
         Raises
@@ -95,15 +95,15 @@ class Groups:
             _check_sizes(named, len(everyone))
         return everyone, found
 
-    def _by_rows(self, data: Container, everyone: np.ndarray) -> list[Named]:
+    def _by_rows(self, data: Container, everyone: np.ndarray) -> list[NamedComparison]:
         if self.group1 is not None or self.group2 is not None:
             message = "group1 and group2 name categories of groupby, which is not given; use idx1 and idx2 alone."
             raise OptionError(message)
         first = np.intersect1d(_rows(self.idx1, data), everyone)
         second = None if self.idx2 is None else np.intersect1d(_rows(self.idx2, data), everyone)
-        return [Named(query.Comparison(first, second))]
+        return [NamedComparison(query.Comparison(first, second))]
 
-    def _by_column(self, data: Container, everyone: np.ndarray) -> list[Named]:
+    def _by_column(self, data: Container, everyone: np.ndarray) -> list[NamedComparison]:
         assert self.groupby is not None
         if self.idx2 is not None:
             message = "idx2 goes with idx1; with groupby, name the second group by group2."
@@ -130,11 +130,11 @@ class Groups:
             raise OptionError(message)
         second = None if self.group2 is None else members[self.group2]
         name = "Rest" if self.group2 is None else self.group2
-        return [Named(query.Comparison(members[group], second), group, name) for group in wanted]
+        return [NamedComparison(query.Comparison(members[group], second), group, name) for group in wanted]
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class ComparisonOptions:
     """Everything else that a user says; see :meth:`countvi.SCVI.differential_expression`."""
 
     mode: str = "change"
@@ -161,13 +161,13 @@ class Request:
 
     def hypothesis(self, default: float | np.ndarray | None) -> query.Hypothesis:
         """Return what is asked of two populations; ``default`` is that of the pseudocounts."""
-        there = choose("convention", self.convention, {"definition": False, _THERE: True})
+        as_scvi_tools = choose("convention", self.convention, {"definition": False, AS_SCVI_TOOLS: True})
         two_sided = choose("test_mode", self.test_mode, {"two": True, "three": False})
         if choose("mode", self.mode, {"vanilla": True, "change": False}):
             if self.sample_key is not None:
                 message = "sample_key summarises log fold changes, which mode='vanilla' has none of; use mode='change'."
                 raise OptionError(message)
-            return query.Greater(strict=there)
+            return query.Greater(strict=as_scvi_tools)
         return query.Change(
             delta=None if self.delta is None else NOT_NEGATIVE("delta", self.delta),
             pseudocounts=default if self.pseudocounts is None else NOT_NEGATIVE("pseudocounts", self.pseudocounts),
@@ -175,8 +175,8 @@ class Request:
             effect=_effect(self.change_fn),
             region=self.m1_domain_fn,
             levels=[SHARE("cred_interval_lvls", level) for level in _as_list(self.cred_interval_lvls or [])],
-            of_features=there,
-            shrink=1e-3 if there else 1.0,
+            of_features=as_scvi_tools,
+            shrink=1e-3 if as_scvi_tools else 1.0,
         )
 
     def levels(self, registry: Registry) -> tuple[list[Any], list[Any]]:
@@ -221,41 +221,46 @@ def importance(weights: str | None, arguments: Mapping[str, Any] | None) -> quer
 
 
 def differential(
-    model: Any, data: Container, feature: Feature, groups: Groups, request: Request, batch_size: int | None
+    model: Any,
+    data: Container,
+    feature: ComparedFeatures,
+    groups: Groups,
+    options: ComparisonOptions,
+    batch_size: int | None,
 ) -> pd.DataFrame:
     """Compare populations of cells; behind ``differential_expression``."""
-    WHOLE("n_samples_overall", request.n_samples_overall)
-    target = SHARE("fdr_target", request.fdr_target)
+    WHOLE("n_samples_overall", options.n_samples_overall)
+    target = SHARE("fdr_target", options.fdr_target)
     everyone, named = groups.resolve(data)
     view = model.view(data, everyone, batch_size)
     cells = view.cells
-    hypothesis, levels = request.hypothesis(feature.pseudocounts), request.levels(model.registry)
-    drawing = query.Drawing(
+    hypothesis, levels = options.hypothesis(feature.pseudocounts), options.levels(model.registry)
+    sampler = query.PopulationSampler(
         model.module,
         cells,
         feature.expression,
         len(feature.names),
-        request.n_samples_overall,
-        request.seed,
-        request.importance(),
+        options.n_samples_overall,
+        options.seed,
+        options.importance(),
     )
-    if request.filter_outlier_cells:
-        named = _without_outliers(named, cells, query.latent_states(model.module, cells), request.seed)
+    if options.filter_outlier_cells:
+        named = _without_outliers(named, cells, query.latent_states(model.module, cells), options.seed)
     counts = _counts(named, cells, feature, view.measured)
-    setting = query.Setting(hypothesis, levels, _replicates(request.sample_key, data), request.threshold_counts)
+    plan = query.ComparisonPlan(hypothesis, levels, _replicates(options.sample_key, data), options.threshold_counts)
     tables = []
-    found = query.compare(drawing, [item.comparison for item in named], [sums for sums, _ in counts], setting)
+    found = query.compare(sampler, [item.comparison for item in named], [sums for sums, _ in counts], plan)
     for item, (sums, normalized), columns in zip(
-        named, counts, _progress(found, len(named), request.silent), strict=True
+        named, counts, _progress(found, len(named), options.silent), strict=True
     ):
-        if request.all_stats:
+        if options.all_stats:
             columns |= _raw(sums, normalized)
         tables.append(_table(columns, feature.names, item, hypothesis, target))
     return pd.concat(tables)
 
 
 def _table(
-    columns: query.Columns, names: np.ndarray, named: Named, hypothesis: query.Hypothesis, target: float
+    columns: query.Columns, names: np.ndarray, named: NamedComparison, hypothesis: query.Hypothesis, target: float
 ) -> pd.DataFrame:
     table = pd.DataFrame(columns, index=names)
     if "proba_de" in table:
@@ -268,7 +273,7 @@ def _table(
 
 
 def _counts(
-    named: Sequence[Named], cells: query.Cells, feature: Feature, measured: Mapping[str, np.ndarray]
+    named: Sequence[NamedComparison], cells: query.Cells, feature: ComparedFeatures, measured: Mapping[str, np.ndarray]
 ) -> list[tuple[tuple[query.CountSums, query.CountSums], np.ndarray]]:
     """Observed counts of both populations of each comparison, and which features have normalised means."""
     populations = [named_.comparison.first for named_ in named]
@@ -303,21 +308,24 @@ def _raw(sums: tuple[query.CountSums, query.CountSums], normalized: np.ndarray) 
     return columns
 
 
-def _without_outliers(named: Sequence[Named], cells: query.Cells, states: np.ndarray, seed: int) -> list[Named]:
+def _without_outliers(
+    named: Sequence[NamedComparison], cells: query.Cells, states: np.ndarray, seed: int
+) -> list[NamedComparison]:
     place = np.full(cells.source.n_cells, -1)
     place[cells.rows] = np.arange(len(cells))
-    kept: dict[int, np.ndarray] = {}
+    shared: dict[int, np.ndarray] = {}  # what is kept of a second population that several comparisons have
 
     def bulk(rows: np.ndarray) -> np.ndarray:
-        if id(rows) not in kept:
-            kept[id(rows)] = rows[query.inliers(states[place[rows]], np.random.default_rng(seed))]
-        return kept[id(rows)]
+        return rows[query.inliers(states[place[rows]], np.random.default_rng(seed))]
 
     out = []
     for item in named:
         first, second = item.comparison.first, item.comparison.second
-        second = np.setdiff1d(cells.rows, first) if second is None else second
-        out.append(Named(query.Comparison(bulk(first), bulk(second)), item.group1, item.group2))
+        if second is None:
+            rest = bulk(np.setdiff1d(cells.rows, first))
+        else:
+            rest = shared[id(second)] if id(second) in shared else shared.setdefault(id(second), bulk(second))
+        out.append(NamedComparison(query.Comparison(bulk(first), rest), item.group1, item.group2))
     return out
 
 
@@ -349,7 +357,7 @@ def _rows(indices: Any, data: Container) -> np.ndarray:
     return np.unique(resolve_rows(indices, data.obs_names))
 
 
-def _check_sizes(named: Named, n_cells: int) -> None:
+def _check_sizes(named: NamedComparison, n_cells: int) -> None:
     first, second = named.comparison.first, named.comparison.second
     n_second = n_cells - len(first) if second is None else len(second)
     if not len(first) or not n_second:

@@ -14,7 +14,16 @@ from countvi.errors import DataWarning, shorten
 from countvi.estimators import mapping, minified, options, training
 from countvi.estimators.base import Estimator
 from countvi.estimators.build.totalvi import TOTALVIOptions, TOTALVIStart, adversary_scale, build_totalvi
-from countvi.estimators.readouts import abundance, checks, evidence, labels, latent, proteins
+from countvi.estimators.readouts import (
+    abundance,
+    checks,
+    evidence,
+    labels,
+    latent,
+    predictive,
+    proteins,
+    rna_and_protein,
+)
 from countvi.estimators.signatures import passes_on_to
 from countvi.estimators.state import TrainingDefaults
 from countvi.train import BatchAdversary
@@ -101,11 +110,11 @@ class TOTALVI(Estimator["TOTALVIModel"]):
     get_protein_foreground_probability = proteins.get_protein_foreground_probability
     get_protein_background_mean = proteins.get_protein_background_mean
     get_raw_proteins = proteins.get_raw_proteins
-    get_likelihood_parameters = proteins.get_likelihood_parameters
-    get_latent_library_size = proteins.get_latent_library_size
-    posterior_predictive_sample = proteins.posterior_predictive_sample
-    get_feature_correlation_matrix = proteins.get_feature_correlation_matrix
-    differential_expression = proteins.differential_expression
+    get_likelihood_parameters = rna_and_protein.get_likelihood_parameters
+    get_latent_library_size = predictive.get_latent_library_size
+    posterior_predictive_sample = rna_and_protein.posterior_predictive_sample
+    get_feature_correlation_matrix = rna_and_protein.get_feature_correlation_matrix
+    differential_expression = rna_and_protein.differential_expression
     differential_abundance = abundance.differential_abundance
     get_predictive_checks = checks.get_predictive_checks
     transfer_labels = labels.transfer_labels

@@ -9,29 +9,30 @@ from __future__ import annotations
 from countvi.query.aggregated import aggregated_log_density, aggregated_posterior
 from countvi.query.ambient import ambient_fraction, background_profile, decontaminated_counts
 from countvi.query.attribution import modality_attribution, modality_latents
-from countvi.query.cells import BatchSource, Cells, Sink, Writable, evaluation
+from countvi.query.cells import BatchSource, Cells, OutputWriter, Writable, evaluation, stacked, to_csr
 from countvi.query.comparison import Difference, compare_types
-from countvi.query.correlation import feature_correlation, joint_correlation
+from countvi.query.correlation import DenoisedFeatures, feature_correlation
 from countvi.query.criticism import Check, predictive_check
-from countvi.query.differential import Comparison, Setting, compare
+from countvi.query.differential import Comparison, ComparisonPlan, compare
 from countvi.query.draws import Counterfactual
 from countvi.query.effects import Change, Columns, Greater, Hypothesis, difference, expected_fdr, log_fold
 from countvi.query.evidence import elbo, marginal_log_likelihood, reconstruction
-from countvi.query.expression import Scale, normalized_expression, sampled_expression
+from countvi.query.expression import DecodedExpression
 from countvi.query.importance import Importance
 from countvi.query.latent import latent_moments, latent_posteriors, latent_states
-from countvi.query.neighbors import Located, vote
+from countvi.query.neighbors import CellPositions, knn_vote
 from countvi.query.outliers import inliers
-from countvi.query.populations import Drawing
-from countvi.query.predictive import joint_predictive, library_size, likelihood_parameters, posterior_predictive
+from countvi.query.populations import PopulationSampler
+from countvi.query.posterior import Draws, Quantity, expectation, resampled
+from countvi.query.predictive import library_size, likelihood_parameters, posterior_predictive
 from countvi.query.presence import Presence, ReferenceCells, presence_of_types
 from countvi.query.protein import (
+    DecodedProteins,
     Denoised,
     SideBySide,
-    background_mean,
+    expected_background,
     foreground_probability,
     mixing_stream,
-    protein_expression,
 )
 from countvi.query.raw import CountSums, sum_counts
 from countvi.query.replicates import Replicates
@@ -42,27 +43,31 @@ from countvi.query.vamp import VampMixture, subclusters, vamp_mixture
 
 __all__ = [
     "BatchSource",
+    "CellPositions",
     "Cells",
     "Change",
     "Check",
     "Columns",
     "Comparison",
+    "ComparisonPlan",
     "CountSums",
     "Counterfactual",
+    "DecodedExpression",
+    "DecodedProteins",
     "Denoised",
+    "DenoisedFeatures",
     "Difference",
-    "Drawing",
+    "Draws",
     "Greater",
     "Hypothesis",
     "Importance",
-    "Located",
+    "OutputWriter",
+    "PopulationSampler",
     "Presence",
+    "Quantity",
     "ReferenceCells",
     "Replicates",
-    "Scale",
-    "Setting",
     "SideBySide",
-    "Sink",
     "StateAxes",
     "VampMixture",
     "Writable",
@@ -71,7 +76,6 @@ __all__ = [
     "aggregated_posterior",
     "ambient_fraction",
     "axis_genes",
-    "background_mean",
     "background_profile",
     "compare",
     "compare_types",
@@ -79,12 +83,13 @@ __all__ = [
     "difference",
     "elbo",
     "evaluation",
+    "expectation",
+    "expected_background",
     "expected_fdr",
     "feature_correlation",
     "foreground_probability",
     "inliers",
-    "joint_correlation",
-    "joint_predictive",
+    "knn_vote",
     "latent_moments",
     "latent_posteriors",
     "latent_states",
@@ -95,20 +100,19 @@ __all__ = [
     "mixing_stream",
     "modality_attribution",
     "modality_latents",
-    "normalized_expression",
     "posterior_predictive",
     "predictive_check",
     "presence_of_types",
     "proportion_thresholds",
-    "protein_expression",
     "reconstruction",
-    "sampled_expression",
+    "resampled",
     "spatial_axes",
+    "stacked",
     "subclusters",
     "sum_counts",
+    "to_csr",
     "type_counts",
     "type_expression",
     "type_states",
     "vamp_mixture",
-    "vote",
 ]

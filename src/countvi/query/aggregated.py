@@ -1,4 +1,4 @@
-"""The posteriors of many cells as one density over cell states."""
+"""Aggregated posteriors: the posteriors of many cells as one density over cell states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How modalities and the cell state belong together: what each says about it, and what of it each decoder uses."""
+"""What each modality says about the cell state, and how much of the state each decoder uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cells a read-out runs over, how it walks them, and where its numbers go.
+"""The cells of a read-out, block by block; evaluation mode; outputs, dense and sparse.
 
 Every read-out goes over its cells block by block, so its memory is that of one block and of what it returns.
 """
@@ -6,16 +6,17 @@ Every read-out goes over its cells block by block, so its memory is that of one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from countvi.batch import Batch
+from countvi.batch import Batch, CountBlock
 from countvi.errors import OptionError
 
 
@@ -81,9 +82,28 @@ class Cells:
             block = slice(start, min(start + self.chunk, n))
             yield block, self.source.batch(self.rows[block]).to(self.device)
 
-    def n_features(self, modality: str) -> int:
-        """Number of features of a modality."""
-        return self.source.batch(self.rows[:1]).n_features(modality)
+    def n_features(self, modality: str, columns: np.ndarray | None = None) -> int:
+        """Number of features of a modality, or of those chosen."""
+        return self.source.batch(self.rows[:1]).n_features(modality) if columns is None else len(columns)
+
+
+def select(values: Tensor, columns: np.ndarray | None) -> Tensor:
+    """Return some features, the last axis, in the order of ``columns``; ``None`` for all."""
+    if columns is None:
+        return values
+    return values.index_select(-1, torch.as_tensor(np.asarray(columns), dtype=torch.int64, device=values.device))
+
+
+def to_csr(counts: CountBlock, values: Tensor | None = None) -> sp.csr_array:
+    """Return counts, or other values at the same places, as SciPy holds them, ``(cells, features)``."""
+    kept = counts.values if values is None else values
+    parts = (kept.cpu().numpy(), counts.columns.cpu().numpy(), counts.offsets.cpu().numpy())
+    return sp.csr_array(parts, shape=(counts.n_cells, counts.n_features))
+
+
+def stacked(blocks: Iterable[sp.csr_array]) -> sp.csr_array:
+    """Return the cells of several blocks in one array."""
+    return sp.csr_array(sp.vstack(list(blocks), format="csr"))
 
 
 @contextmanager
@@ -128,7 +148,7 @@ def map_cells(model: nn.Module, cells: Cells, compute: Callable[[Batch], Sequenc
     return outputs
 
 
-class Sink:
+class OutputWriter:
     """Takes an output block by block.
 
     Parameters

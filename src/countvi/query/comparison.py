@@ -1,4 +1,4 @@
-"""Differences in what one type expresses, between two groups of spots.
+"""Differences in what one type expresses between two groups of spots: a moderated t-test, or a rank test.
 
 The numbers compared are expected values under the model, one per spot or per sample. Nothing is drawn, so a p-value
 cannot be had smaller by drawing more.
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import numpy as np
+
+from countvi.query.effects import benjamini_hochberg
 
 # Genes whose expression is held for all spots at once.
 _GENES = 256
@@ -120,16 +122,6 @@ def _prior_of_variance(variance: np.ndarray, degrees: int) -> tuple[float, float
         return float(np.exp(logs.mean())), np.inf
     half = float(cast("float", brentq(lambda x: polygamma(1, x) - excess, 1e-6, 1e7)))
     return float(np.exp(logs.mean() + digamma(half) - np.log(half))), 2.0 * half
-
-
-def benjamini_hochberg(p_value: np.ndarray) -> np.ndarray:
-    """Return false discovery rates, shape ``(tests,)``."""
-    n = len(p_value)
-    order = np.argsort(p_value)[::-1]
-    rate = np.minimum.accumulate(p_value[order] * n / np.arange(n, 0, -1))
-    out = np.empty(n)
-    out[order] = np.minimum(rate, 1.0)
-    return out
 
 
 def _rank_test(values: np.ndarray, first: np.ndarray) -> np.ndarray:

@@ -9,21 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from countvi import seeding
-from countvi.batch import RNA
+from countvi.batch import Design
 from countvi.errors import choose
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.negative_binomial_mixture import NegativeBinomialMixture
 from countvi.models.count_model import CountModel
-from countvi.query.cells import Cells, evaluation
-from countvi.query.draws import Counterfactual, Stream, draw, generator, passes, posterior, under
-from countvi.query.scratch import scratch
+from countvi.query.cells import Cells, evaluation, select
+from countvi.query.draws import (
+    Counterfactual,
+    Stream,
+    at_counterfactual,
+    draw_runs,
+    generator,
+    posterior,
+    sample_chunks,
+)
+from countvi.query.temporary import temporary_array
 
 # What ranking and multiplying hold at once.
 _WORK_BYTES = 64 * 2**20
@@ -34,37 +42,77 @@ _THETA_RANGE = (1e-30, 1e15)
 CorrelationType = Literal["spearman", "pearson"]
 
 
-def feature_correlation(
-    model: CountModel,
-    cells: Cells,
-    *,
-    modality: str = RNA,
-    genes: np.ndarray | None = None,
-    rna_size_factor: float = 1000.0,
-    counterfactuals: Sequence[Counterfactual] = (None,),
-    n_samples: int = 10,
-    correlation: CorrelationType = "spearman",
-    seed: int = seeding.DEFAULT_SEED,
-) -> np.ndarray:
-    """Correlations between genes of draws of denoised expression.
+@dataclass(frozen=True, eq=False)
+class DenoisedFeatures:
+    """Draws of denoised expression of genes, and of proteins.
 
     With negative binomial counts (zero-inflated or not), denoised expression is the rate of the Poisson from which a
     count is drawn: a Gamma variable of shape theta and mean ``rna_size_factor`` times the expected frequency. So it
     has the biological overdispersion, and neither counting noise nor dropout. With Poisson and normal likelihoods,
-    which have no such variable, it is ``rna_size_factor`` times the expected frequency itself.
+    which have no such variable, it is ``rna_size_factor`` times the expected frequency itself. Of proteins the
+    foreground is taken, without the background: zero where a draw says that the counts are background, else a Gamma
+    variable around the foreground mean.
 
     Parameters
     ----------
     model
         The model.
-    cells
-        Cells of the population.
-    modality
-        Which of the model's modalities.
-    genes
-        Columns of the counts to correlate, in this order; ``None`` for all.
+    features
+        Columns of the counts of each modality, in this order; ``None`` for all.
     rna_size_factor
         Library size at which cells are decoded.
+    log_transform
+        Take log(1 + x).
+    """
+
+    model: CountModel
+    features: Mapping[str, np.ndarray | None]
+    rna_size_factor: float = 1000.0
+    log_transform: bool = False
+
+    def n_features(self, cells: Cells) -> int:
+        """Number of features."""
+        return sum(cells.n_features(name, columns) for name, columns in self.features.items())
+
+    def draw(self, latents: Any, design: Design, noise: torch.Generator) -> Tensor:
+        """Return one draw for each of the latent variables, ``(*samples, cells, features)``."""
+        likelihoods = self.model.generate(latents, design)
+        parts = [self._of(likelihoods[name], columns, noise) for name, columns in self.features.items()]
+        values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return values.log1p() if self.log_transform else values
+
+    def _of(self, likelihood: CountLikelihood, columns: np.ndarray | None, noise: torch.Generator) -> Tensor:
+        if isinstance(likelihood, NegativeBinomialMixture):
+            rate = likelihood.rate
+            foreground = select(rate.foreground_probability, columns)
+            drawn = torch.rand(foreground.shape, dtype=foreground.dtype, device=foreground.device, generator=noise)
+            mean = torch.where(drawn < foreground, select(rate.log_foreground.exp(), columns), 0.0)
+        else:
+            mean = select(likelihood.rate.scale, columns) * self.rna_size_factor
+        if likelihood.theta is None:
+            return mean
+        theta = select(likelihood.theta, columns).clamp(*_THETA_RANGE).expand_as(mean)
+        gamma = torch._standard_gamma(theta, generator=noise)  # pyright: ignore[reportPrivateImportUsage]
+        return gamma / theta * mean
+
+
+def feature_correlation(
+    denoised: DenoisedFeatures,
+    cells: Cells,
+    *,
+    counterfactuals: Sequence[Counterfactual] = (None,),
+    n_samples: int = 10,
+    correlation: CorrelationType = "spearman",
+    seed: int = seeding.DEFAULT_SEED,
+) -> np.ndarray:
+    """Correlations between features of draws of denoised expression.
+
+    Parameters
+    ----------
+    denoised
+        What is drawn.
+    cells
+        Cells of the population.
     counterfactuals
         Covariate levels to decode under, ``(column, code)`` each; a correlation matrix is computed under each, and
         the matrices are averaged. ``None`` in it stands for the cells' own levels.
@@ -78,119 +126,50 @@ def feature_correlation(
     Returns
     -------
     ndarray
-        Symmetric, shape ``(genes, genes)``, float64. The diagonal is 1; a gene that does not vary has correlation 0
-        with others.
+        Symmetric, shape ``(features, features)``, float64. The diagonal is 1; a feature that does not vary has
+        correlation 0 with others.
 
     Raises
     ------
     OptionError
         If ``correlation`` is neither of the two, or ranking needs more disk than there is.
     """
-    return joint_correlation(
-        model,
-        cells,
-        {modality: genes},
-        rna_size_factor=rna_size_factor,
-        counterfactuals=counterfactuals,
-        n_samples=n_samples,
-        correlation=correlation,
-        seed=seed,
-    )
-
-
-def joint_correlation(
-    model: CountModel,
-    cells: Cells,
-    features: Mapping[str, np.ndarray | None],
-    *,
-    rna_size_factor: float = 1000.0,
-    counterfactuals: Sequence[Counterfactual] = (None,),
-    n_samples: int = 10,
-    correlation: CorrelationType = "spearman",
-    log_transform: bool = False,
-    seed: int = seeding.DEFAULT_SEED,
-) -> np.ndarray:
-    """Correlations between features of several modalities; see :func:`feature_correlation`.
-
-    Of proteins the foreground is taken, without the background: zero where a draw says that the counts are background,
-    else a Gamma variable around the foreground mean.
-
-    Parameters
-    ----------
-    features
-        Columns of each modality, in this order; ``None`` for all.
-    log_transform
-        Correlate log(1 + x).
-    model, cells, rna_size_factor, counterfactuals, n_samples, correlation, seed
-        As in :func:`feature_correlation`.
-    """
     correlate = choose("correlation_type", correlation, {"spearman": _spearman, "pearson": _pearson})
-    columns = {
-        name: None if wanted is None else torch.as_tensor(np.asarray(wanted), dtype=torch.int64, device=cells.device)
-        for name, wanted in features.items()
-    }
-    sizes = (cells.n_features(name) if wanted is None else len(wanted) for name, wanted in columns.items())
-    n_features = sum(sizes)
+    n_features = denoised.n_features(cells)
     total = np.zeros((n_features, n_features))
-    for counterfactual in counterfactuals:
-        draws = _Draws(model, cells, columns, rna_size_factor, counterfactual, n_samples, seed, log_transform)
-        total += correlate(draws, n_features)
+    with evaluation(denoised.model):
+        for counterfactual in counterfactuals:
+            total += correlate(_Observations(denoised, cells, counterfactual, n_samples, seed), n_features)
     return total / len(counterfactuals)
 
 
 @dataclass(frozen=True, eq=False)
-class _Draws:
-    """Denoised draws of all cells; iterating yields float32 blocks ``(observations, genes)``, the same in each pass."""
+class _Observations:
+    """Draws of all cells; iterating yields float32 blocks ``(observations, features)``, the same each time."""
 
-    model: CountModel
+    denoised: DenoisedFeatures
     cells: Cells
-    columns: Mapping[str, Tensor | None]
-    size: float
     counterfactual: Counterfactual
     n_samples: int
     seed: int
-    log_transform: bool = False
 
     def __len__(self) -> int:
         return len(self.cells) * self.n_samples
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        source = generator(self.seed, Stream.CORRELATION, self.cells.device)
+        model, cells = self.denoised.model, self.cells
+        source = generator(self.seed, Stream.CORRELATION, cells.device)
         # Of its own: how many numbers a Gamma draw takes depends on theta, which a counterfactual may change.
-        noise = generator(self.seed, Stream.CORRELATION_NOISE, self.cells.device)
-        for _, batch in self.cells:
-            # Entered for each block: a generator that is left suspended must not keep the model in evaluation mode.
-            with evaluation(self.model):
-                q = posterior(self.model, batch)
-            design = under(batch.design, self.counterfactual)
-            for run in passes(self.n_samples, batch.n_cells, self.cells.chunk):
-                with evaluation(self.model):
-                    latents = draw(self.model, q, source, run.stop - run.start)
-                    likelihoods = self.model.generate(latents, design)
-                    parts = [self._denoised(likelihoods[name], at, noise) for name, at in self.columns.items()]
-                    values = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-                    values = values.log1p() if self.log_transform else values
+        noise = generator(self.seed, Stream.CORRELATION_NOISE, cells.device)
+        for _, batch in cells:
+            q, runs = posterior(model, batch), sample_chunks(self.n_samples, batch.n_cells, cells.chunk)
+            design = at_counterfactual(batch.design, self.counterfactual)
+            for _, latents in draw_runs(model, q, source, runs):
+                values = self.denoised.draw(latents, design, noise)
                 yield values.reshape(-1, values.shape[-1]).cpu().numpy()
 
-    def _denoised(self, likelihood: CountLikelihood, columns: Tensor | None, noise: torch.Generator) -> Tensor:
-        def select(values: Tensor) -> Tensor:
-            return values if columns is None else values.index_select(-1, columns)
 
-        if isinstance(likelihood, NegativeBinomialMixture):
-            rate = likelihood.rate
-            foreground = select(rate.foreground_probability)
-            drawn = torch.rand(foreground.shape, dtype=foreground.dtype, device=foreground.device, generator=noise)
-            mean = torch.where(drawn < foreground, select(rate.log_foreground.exp()), 0.0)
-        else:
-            mean = select(likelihood.rate.scale) * self.size
-        if likelihood.theta is None:
-            return mean
-        theta = select(likelihood.theta).clamp(*_THETA_RANGE).expand_as(mean)
-        gamma = torch._standard_gamma(theta, generator=noise)  # pyright: ignore[reportPrivateImportUsage]
-        return gamma / theta * mean
-
-
-def _pearson(draws: _Draws, n_genes: int) -> np.ndarray:
+def _pearson(draws: _Observations, n_genes: int) -> np.ndarray:
     """Correlation from sums of products of deviations, merged block by block (Chan, Golub, LeVeque 1983)."""
     count = 0
     origin: np.ndarray | None = None
@@ -214,13 +193,13 @@ def _pearson(draws: _Draws, n_genes: int) -> np.ndarray:
     return _normalise(products)
 
 
-def _spearman(draws: _Draws, n_genes: int) -> np.ndarray:
+def _spearman(draws: _Observations, n_genes: int) -> np.ndarray:
     """Pearson correlation of ranks."""
     from scipy.stats import rankdata  # slow to import, and only needed here
 
     n = len(draws)
     what = f"Ranking {n:,} draws of {n_genes:,} genes"
-    with scratch((n_genes, n), what, "Use fewer genes or n_samples, correlation_type='pearson'") as values:
+    with temporary_array((n_genes, n), what, "Use fewer genes or n_samples, correlation_type='pearson'") as values:
         start = 0
         for block in draws:
             values[:, start : start + len(block)] = block.T

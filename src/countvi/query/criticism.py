@@ -1,4 +1,4 @@
-"""Does the model draw counts like those observed? Posterior predictive checks, gene by gene and cell by cell."""
+"""Posterior predictive checks: observed counts beside drawn ones, gene by gene and cell by cell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from countvi import seeding
 from countvi.batch import RNA
 from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, evaluation
-from countvi.query.draws import Stream, draw, generator
+from countvi.query.draws import Stream, draw_runs, generator, sample_chunks
 
 
 class Check(NamedTuple):
@@ -71,11 +71,11 @@ def predictive_check(
             by_gene, by_cell = (_Moments(observed.shape[axis], n_samples) for axis in (1, 0))
             by_gene.observe(observed, 0)
             by_cell.observe(observed, 1)
-            for sample in range(n_samples):
-                likelihood = model.generate(draw(model, q, source, 1), batch.design)[modality]
+            for run, latents in draw_runs(model, q, source, sample_chunks(n_samples, 1, 1)):
+                likelihood = model.generate(latents, batch.design)[modality]
                 drawn = likelihood.sample(generator=source)[0].double()
-                by_gene.predict(sample, drawn, 0)
-                by_cell.predict(sample, drawn, 1)
+                by_gene.predict(run.start, drawn, 0)
+                by_cell.predict(run.start, drawn, 1)
                 below += drawn < observed
                 equal += drawn == observed
             # Counts tie often; a tie is broken at random, so that ranks of a calibrated model are uniform.

@@ -15,7 +15,7 @@ import numpy as np
 from countvi.errors import OptionError
 from countvi.query.draws import Counterfactual
 from countvi.query.effects import Columns, Hypothesis, Pair
-from countvi.query.populations import Drawing, Draws
+from countvi.query.populations import PopulationDraws, PopulationSampler
 from countvi.query.raw import CountSums
 from countvi.query.replicates import Replicates
 
@@ -40,7 +40,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class ComparisonPlan:
     """What to do with every comparison.
 
     Parameters
@@ -63,22 +63,22 @@ class Setting:
 
 
 def compare(
-    drawing: Drawing,
+    sampler: PopulationSampler,
     comparisons: Sequence[Comparison],
     counts: Sequence[tuple[CountSums, CountSums]],
-    setting: Setting,
+    plan: ComparisonPlan,
 ) -> Iterator[Columns]:
     """Compare populations, two at a time.
 
     Parameters
     ----------
-    drawing
+    sampler
         How populations are drawn from.
     comparisons
         The populations.
     counts
         Observed counts of both populations of each comparison.
-    setting
+    plan
         What to do.
 
     Yields
@@ -86,40 +86,40 @@ def compare(
     dict
         For each comparison what its hypothesis says, and what replicates do.
     """
-    n, n_cells = drawing.n_samples, len(drawing.cells)
+    n, n_cells = sampler.n_samples, len(sampler.cells)
     with ExitStack() as held:
-        draws = _SecondDraws(drawing, setting, held)
-        values = held.enter_context(drawing.room(n))
+        draws = _SecondDraws(sampler, plan, held)
+        values = held.enter_context(sampler.room(n))
         for number, (comparison, sums) in enumerate(zip(comparisons, counts, strict=True)):
             shares_all = comparison.second is None and len(comparison.first) * 2 <= n_cells
             second = draws.of_rest(comparison.first) if shares_all else draws.of(comparison, number)
-            first = drawing.fill(values, comparison.first, setting.levels[0], 2 * number + 1)
-            low = tuple(part.mean < setting.threshold for part in sums)
+            first = sampler.fill(values, comparison.first, plan.levels[0], 2 * number + 1)
+            low = tuple(part.mean < plan.threshold for part in sums)
             pair = Pair(first, second, (low[0], low[1]))
-            found = setting.hypothesis(pair)
-            if setting.replicates is not None:
+            found = plan.hypothesis(pair)
+            if plan.replicates is not None:
                 pseudocounts = found.get("pseudocounts")
                 assert pseudocounts is not None, "effects of replicates are logarithms, which need pseudocounts"
-                found |= setting.replicates.summarize(pair, pseudocounts)
+                found |= plan.replicates.summarize(pair, pseudocounts)
             yield found
 
 
 class _SecondDraws:
     """Draws of second populations, kept as long as they can be used again."""
 
-    def __init__(self, drawing: Drawing, setting: Setting, held: ExitStack) -> None:
-        self.drawing, self.setting, self.held = drawing, setting, held
-        self.all: Draws | None = None
+    def __init__(self, sampler: PopulationSampler, plan: ComparisonPlan, held: ExitStack) -> None:
+        self.sampler, self.plan, self.held = sampler, plan, held
+        self.all: PopulationDraws | None = None
         self.values: np.ndarray | None = None
-        self.last: tuple[np.ndarray, Draws] | None = None
+        self.last: tuple[np.ndarray, PopulationDraws] | None = None
 
-    def of_rest(self, first: np.ndarray) -> Draws:
+    def of_rest(self, first: np.ndarray) -> PopulationDraws:
         """Return those draws of all cells that are of cells not in ``first``."""
-        n, levels = self.drawing.n_samples, self.setting.levels[1]
+        n, levels = self.sampler.n_samples, self.plan.levels[1]
         if self.all is None:
-            values = self.held.enter_context(self.drawing.room(_OF_ALL * n))
-            self.all = self.drawing.fill(values, self.drawing.cells.rows, levels, 0)
-        inside = np.zeros(self.drawing.cells.source.n_cells, dtype=bool)
+            values = self.held.enter_context(self.sampler.room(_OF_ALL * n))
+            self.all = self.sampler.fill(values, self.sampler.cells.rows, levels, 0)
+        inside = np.zeros(self.sampler.cells.source.n_cells, dtype=bool)
         inside[first] = True
         rest = np.flatnonzero(~inside[self.all.rows])
         places = np.empty(n, dtype=np.int64)
@@ -135,18 +135,18 @@ class _SecondDraws:
             places[at] = np.resize(available, len(range(n)[at]))
         return self.all.picked(places, self._room())
 
-    def of(self, comparison: Comparison, number: int) -> Draws:
+    def of(self, comparison: Comparison, number: int) -> PopulationDraws:
         """Return draws of the second population itself."""
         rows = comparison.second
         if rows is None:
-            rows = np.setdiff1d(self.drawing.cells.rows, comparison.first)
+            rows = np.setdiff1d(self.sampler.cells.rows, comparison.first)
         if self.last is None or self.last[0] is not rows:
-            self.last = rows, self.drawing.fill(self._room(), rows, self.setting.levels[1], 2 * number + 2)
+            self.last = rows, self.sampler.fill(self._room(), rows, self.plan.levels[1], 2 * number + 2)
         return self.last[1]
 
     def _room(self) -> np.ndarray:
         """Return the array of the last second population; draws kept in it are gone."""
         self.last = None
         if self.values is None:
-            self.values = self.held.enter_context(self.drawing.room(self.drawing.n_samples))
+            self.values = self.held.enter_context(self.sampler.room(self.sampler.n_samples))
         return self.values

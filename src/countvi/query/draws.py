@@ -1,8 +1,10 @@
-"""Draws from the guide, and what is done with them, in bounded memory."""
+"""Random streams, draws of latent variables from the guide, counterfactual designs, and means over draws."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -37,7 +39,7 @@ class Stream(IntEnum):
     AMBIENT = 11
     DECONTAMINATED = 12
     POPULATION = 13
-    IMPORTANCE = 14
+    # 14 is retired.
     CRITICISM = 15
     PROTEIN_MIXING = 40
 
@@ -47,7 +49,7 @@ def generator(seed: int, stream: Stream, device: torch.device | str = "cpu", *pa
     return seeding.generator(seed, _QUERY, int(stream), *parts, device=device)
 
 
-def under(design: Design, counterfactual: Counterfactual) -> Design:
+def at_counterfactual(design: Design, counterfactual: Counterfactual) -> Design:
     """Return the design with every cell at one level of some covariates, or the design itself."""
     if counterfactual is None:
         return design
@@ -57,7 +59,13 @@ def under(design: Design, counterfactual: Counterfactual) -> Design:
     return design
 
 
-def passes(n_samples: int, n_cells: int, chunk: int) -> Iterator[slice]:
+def summed(compute: Callable[[Design], Tensor], design: Design, counterfactuals: Sequence[Counterfactual]) -> Tensor:
+    """Sum what is computed from the design under each counterfactual."""
+    assert len(counterfactuals), "a sum over no counterfactual"
+    return functools.reduce(operator.add, (compute(at_counterfactual(design, c)) for c in counterfactuals))
+
+
+def sample_chunks(n_samples: int, n_cells: int, chunk: int) -> Iterator[slice]:
     """Cut samples into runs, such that samples times cells in a run is at most ``chunk`` (a run has at least one)."""
     step = max(1, chunk // max(n_cells, 1))
     for start in range(0, n_samples, step):
@@ -67,7 +75,7 @@ def passes(n_samples: int, n_cells: int, chunk: int) -> Iterator[slice]:
 def draw(model: CountModel, q: Any, generator: torch.Generator, n_samples: int) -> Any:
     """Draw latent variables, ``(n_samples, cells, ...)``; what is given has no samples axis.
 
-    Samples are drawn one by one, so that the same generator gives the same samples however they are cut into passes.
+    Samples are drawn one by one, so that the same generator gives the same samples however they are cut into runs.
     """
     samples = [model.sample(q, generator) for _ in range(n_samples)]
     return type(q)(
@@ -76,6 +84,14 @@ def draw(model: CountModel, q: Any, generator: torch.Generator, n_samples: int) 
             for latent, values in zip(q, zip(*samples, strict=True), strict=True)
         )
     )
+
+
+def draw_runs(
+    model: CountModel, q: Any, generator: torch.Generator, runs: Iterable[slice]
+) -> Iterator[tuple[slice, Any]]:
+    """Draw latent variables run by run: which samples, and the samples; the runs are those of :func:`sample_chunks`."""
+    for run in runs:
+        yield run, draw(model, q, generator, run.stop - run.start)
 
 
 def posterior(model: CountModel, batch: Batch) -> Any:
@@ -128,7 +144,7 @@ def repeated(q: Any, index: Tensor) -> Any:
 
 
 class RunningMean:
-    """Mean over samples that arrive in passes, without keeping them."""
+    """Mean over samples that arrive in runs, without keeping them."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,10 +1,11 @@
-"""What is said of the difference between two populations, from pairs of draws.
+"""Hypotheses about two populations: probabilities and sizes of effects, from pairs of draws.
 
 A hypothesis looks at all pairs of draws of each feature and returns columns of numbers, one per feature.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from countvi import ops
-from countvi.query.populations import Draws, Workspace, chunks
+from countvi.query.populations import PopulationDraws, Workspace, chunks
 
 Effect = Callable[[Any, Any, Any], Any]
 """From expression in the first and the second population, ``(pairs, features)``, and the pseudocounts, to an effect."""
@@ -40,8 +41,8 @@ class Pair:
         Features that are hardly seen in the first and in the second population, shape ``(features,)`` each.
     """
 
-    first: Draws
-    second: Draws
+    first: PopulationDraws
+    second: PopulationDraws
     low: tuple[np.ndarray, np.ndarray]
 
     @property
@@ -289,32 +290,47 @@ def false_discovery_rate(probability: np.ndarray) -> np.ndarray:
     return rate
 
 
+def benjamini_hochberg(p_value: np.ndarray) -> np.ndarray:
+    """Smallest false discovery rate at which each test is found (Benjamini, Hochberg 1995).
+
+    Parameters
+    ----------
+    p_value
+        Shape ``(tests,)``; NaN where there was no test, and there the rate is NaN.
+    """
+    from scipy.stats import false_discovery_control  # slow to import, and only needed here
+
+    rate, tested = np.full(len(p_value), np.nan), ~np.isnan(p_value)
+    rate[tested] = false_discovery_control(p_value[tested])
+    return rate
+
+
 def estimated_delta(effects: np.ndarray, share: float = 0.6, least: float = 0.1) -> float:
     """Estimate a threshold from the mean effects of all features.
 
     A mixture of three normals is fitted: decreases, no change, increases. The threshold is ``share`` of the mean
     distance of the outer two from zero, at least ``least``.
     """
-    means = np.sort(_three_normals(np.asarray(effects, dtype=np.float64)))
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture  # slow to import, and only needed here
+
+    x = np.asarray(effects, dtype=np.float64)[:, None]
+    variance = max(float(x.var()), 1e-12)
+    # From the tails and the middle, so that nothing is drawn.
+    mixture = GaussianMixture(
+        3,
+        tol=1e-9,
+        reg_covar=1e-6 * variance,
+        max_iter=200,
+        random_state=0,
+        weights_init=np.full(3, 1 / 3),
+        means_init=np.quantile(x, [0.05, 0.5, 0.95])[:, None],
+        precisions_init=np.full((3, 1, 1), 4 / variance),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough for a threshold
+        means = np.sort(mixture.fit(x).means_[:, 0])
     return max(least, share * float(np.abs(means[[0, -1]]).mean()))
-
-
-def _three_normals(x: np.ndarray, n_steps: int = 200) -> np.ndarray:
-    """Means of a mixture of three normals, by expectation maximisation from the tails and the middle."""
-    mean = np.quantile(x, [0.05, 0.5, 0.95])
-    variance = np.full(3, max(x.var(), 1e-12) / 4)
-    weight = np.full(3, 1 / 3)
-    floor = 1e-6 * max(x.var(), 1e-12)
-    for _ in range(n_steps):
-        log = np.log(weight) - 0.5 * (np.log(variance) + (x[:, None] - mean) ** 2 / variance)
-        shares = np.exp(log - np.logaddexp.reduce(log, axis=1, keepdims=True))
-        total = shares.sum(0) + 1e-12
-        weight = total / total.sum()
-        before, mean = mean, (shares * x[:, None]).sum(0) / total
-        variance = (shares * (x[:, None] - mean) ** 2).sum(0) / total + floor
-        if np.abs(mean - before).max() < 1e-6:
-            break
-    return mean
 
 
 def _share(mask: Tensor) -> Tensor:

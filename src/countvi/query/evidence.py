@@ -1,4 +1,4 @@
-"""How well a model explains cells: evidence lower bound, reconstruction, marginal likelihood."""
+"""Evidence of each cell: evidence lower bound, reconstruction, marginal likelihood."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from countvi import seeding
 from countvi.batch import Batch
 from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, map_cells
-from countvi.query.draws import Stream, draw, generator, passes
+from countvi.query.draws import Stream, draw_runs, generator, sample_chunks
 from countvi.query.importance import log_importance, wide
 
 
@@ -107,8 +107,7 @@ def marginal_log_likelihood(
         q, p = model.guide(batch), model.prior(batch.design)
         total = torch.full((batch.n_cells,), -math.inf, dtype=torch.float64)
         bound = (batch.n_cells, cells.chunk) if samples_per_pass is None else (1, samples_per_pass)
-        for run in passes(n_samples, *bound):
-            latents = draw(model, q, source, run.stop - run.start)
+        for _, latents in draw_runs(model, q, source, sample_chunks(n_samples, *bound)):
             log_weight = log_importance(model, q, p, latents, batch)
             total = torch.logaddexp(total, log_weight.logsumexp(0))
         return (total - math.log(n_samples),)

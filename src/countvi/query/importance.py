@@ -16,7 +16,7 @@ from torch import Tensor
 from countvi.batch import Batch
 from countvi.models.count_model import CountModel
 from countvi.nn.latent import Given
-from countvi.query.draws import draw, passes
+from countvi.query.draws import draw, sample_chunks
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Proposals:
         latents = draw(model, q, source, importance.n_proposals)
         parts = [
             log_importance(model, q, p, _select(q, latents, lambda v, run=run: v[run]), batch)
-            for run in passes(importance.n_proposals, batch.n_cells, chunk)
+            for run in sample_chunks(importance.n_proposals, batch.n_cells, chunk)
         ]
         weights = importance.weights(torch.cat(parts))
         return cls(q, latents, weights.to(batch.design.codes.device, torch.float32))

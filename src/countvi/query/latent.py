@@ -1,4 +1,4 @@
-"""Where cells lie in the latent space."""
+"""Cell states: moments, means and draws of their posteriors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from countvi.batch import Batch
 from countvi.models.count_model import CountModel
 from countvi.nn.latent import Given
 from countvi.query.cells import Cells, map_cells
-from countvi.query.draws import RunningMean, Stream, generator, passes, posterior, posterior_mean
+from countvi.query.draws import RunningMean, Stream, generator, posterior, posterior_mean, sample_chunks
 
 # Latent coordinates held at once while averaging transformed draws: 16 MiB in float32.
 _BLOCK = 2**22
@@ -81,7 +81,7 @@ def latent_states(
         if state is getattr(centre, model.state):  # not transformed, so the mean of the state is the state of the mean
             return (state,)
         mean = RunningMean()
-        for run in passes(mc_samples, state.numel(), _BLOCK):
+        for run in sample_chunks(mc_samples, state.numel(), _BLOCK):
             mean.add(model.cell_state(model.sample(q, source, run.stop - run.start)))
         return (mean.result(),)
 

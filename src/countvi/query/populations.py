@@ -21,7 +21,7 @@ from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Counterfactual, Stream, generator, posterior, repeated
 from countvi.query.importance import Importance, Proposals
-from countvi.query.scratch import scratch
+from countvi.query.temporary import temporary_array
 
 WIDTH = 256
 """Features that lie together: what is computed from draws is computed for so many at a time."""
@@ -44,7 +44,7 @@ class Workspace:
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class PopulationDraws:
     """Expression in draws from a population.
 
     Parameters
@@ -66,15 +66,15 @@ class Draws:
         for i, columns in enumerate(chunks(self.n_features)):
             yield torch.from_numpy(self.values[i, :, : columns.stop - columns.start])
 
-    def picked(self, places: np.ndarray, out: np.ndarray) -> Draws:
+    def picked(self, places: np.ndarray, out: np.ndarray) -> PopulationDraws:
         """Copy some draws to an array of the shape of :attr:`values`."""
         for block, into in zip(self.values, out, strict=True):
             np.take(block, places, axis=0, out=into, mode="clip")
-        return Draws(self.rows[places], out, self.n_features)
+        return PopulationDraws(self.rows[places], out, self.n_features)
 
 
 @dataclass(frozen=True, eq=False)
-class Drawing:
+class PopulationSampler:
     """How draws are made.
 
     Parameters
@@ -108,10 +108,12 @@ class Drawing:
         """Lend an array for so many draws, in memory or on disk."""
         shape = (len(list(chunks(self.n_features))), n_draws, min(WIDTH, self.n_features))
         what = f"Holding {n_draws:,} draws of {self.n_features:,} features"
-        with scratch(shape, what, "Use fewer features or a smaller n_samples_overall") as values:
+        with temporary_array(shape, what, "Use fewer features or a smaller n_samples_overall") as values:
             yield values
 
-    def fill(self, values: np.ndarray, rows: np.ndarray, levels: Sequence[Counterfactual], number: int) -> Draws:
+    def fill(
+        self, values: np.ndarray, rows: np.ndarray, levels: Sequence[Counterfactual], number: int
+    ) -> PopulationDraws:
         """Draw from a population.
 
         Parameters
@@ -144,7 +146,7 @@ class Drawing:
                     values[i, places[block], : columns.stop - columns.start] = scale[:, columns]
         at = np.empty(n, dtype=np.int64)
         at[places] = taken
-        return Draws(at, values, self.n_features)
+        return PopulationDraws(at, values, self.n_features)
 
     def _latents(self, batch: Batch, index: Tensor, source: torch.Generator) -> Any:
         if self.importance is None:

@@ -6,39 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
-import torch
 from torch import Tensor
 
 from countvi import seeding
-from countvi.batch import RNA, Batch, CountBlock
+from countvi.batch import RNA, Batch, CountBlock, Design
 from countvi.likelihoods.normal import Normal
 from countvi.models.count_model import CountModel
 from countvi.nn.latent import Given
-from countvi.query.cells import Cells, Sink, evaluation, map_cells
+from countvi.query.cells import Cells, evaluation, map_cells, select, stacked, to_csr
 from countvi.query.draws import (
     Counterfactual,
-    RunningMean,
     Stream,
-    draw,
+    at_counterfactual,
+    draw_runs,
     generator,
     log_natural_mean,
-    passes,
     posterior,
-    under,
+    sample_chunks,
 )
+from countvi.query.posterior import Draws, expectations
 
 
 def posterior_predictive(
     model: CountModel,
     cells: Cells,
+    features: Mapping[str, np.ndarray | None],
     *,
-    modality: str = RNA,
-    genes: np.ndarray | None = None,
     counterfactual: Counterfactual = None,
     n_samples: int = 1,
     seed: int = seeding.DEFAULT_SEED,
-) -> list[sp.csr_array] | list[np.ndarray]:
+) -> dict[str, list[Any]]:
     """Draw new counts for each cell: latent variables from the posterior, then counts given them.
 
     Parameters
@@ -47,10 +44,9 @@ def posterior_predictive(
         The model.
     cells
         Cells to draw for.
-    modality
-        Which of the model's modalities.
-    genes
-        Columns of the counts to return, in this order; ``None`` for all.
+    features
+        Columns of the counts to return, in this order, of each modality that is drawn; ``None`` for all. Modalities
+        have the same draws of the latent variables.
     counterfactual
         Covariate level to draw under, ``(column, code)``; ``None`` for the cells' own.
     n_samples
@@ -60,73 +56,35 @@ def posterior_predictive(
 
     Returns
     -------
-    list
-        For each sample a sparse array of integer-valued floats, shape ``(cells, genes)``. With the normal likelihood,
-        whose draws are not counts and never zero, a dense ndarray.
-    """
-    drawn = joint_predictive(
-        model, cells, {modality: genes}, counterfactual=counterfactual, n_samples=n_samples, seed=seed
-    )
-    return drawn[modality]
-
-
-def joint_predictive(
-    model: CountModel,
-    cells: Cells,
-    features: Mapping[str, np.ndarray | None],
-    *,
-    counterfactual: Counterfactual = None,
-    n_samples: int = 1,
-    seed: int = seeding.DEFAULT_SEED,
-) -> dict[str, list[Any]]:
-    """Draw new counts of several modalities for each cell, from the same draws of the latent variables.
-
-    Parameters
-    ----------
-    features
-        Columns to return of each modality that is drawn; ``None`` for all.
-    model, cells, counterfactual, n_samples, seed
-        As in :func:`posterior_predictive`.
-
-    Returns
-    -------
     dict
-        By modality, as :func:`posterior_predictive` returns them.
+        By modality, for each sample a sparse array of integer-valued floats, shape ``(cells, genes)``. With the normal
+        likelihood, whose draws are not counts and never zero, a dense ndarray.
     """
-    columns = {
-        name: None if wanted is None else torch.as_tensor(np.asarray(wanted), dtype=torch.int64, device=cells.device)
-        for name, wanted in features.items()
-    }
     source = generator(seed, Stream.PREDICTIVE, cells.device)
     blocks: dict[str, list[list[Any]]] = {name: [[] for _ in range(n_samples)] for name in features}
     dense: set[str] = set()
     with evaluation(model):
         for _, batch in cells:
-            q = posterior(model, batch)
-            design = under(batch.design, counterfactual)
-            for run in passes(n_samples, batch.n_cells, cells.chunk):
-                likelihoods = model.generate(draw(model, q, source, run.stop - run.start), design)
-                for name, wanted in columns.items():
-                    counts = likelihoods[name].sample(generator=source)
-                    counts = counts if wanted is None else counts.index_select(-1, wanted)
+            q, runs = posterior(model, batch), sample_chunks(n_samples, batch.n_cells, cells.chunk)
+            design = at_counterfactual(batch.design, counterfactual)
+            for run, latents in draw_runs(model, q, source, runs):
+                likelihoods = model.generate(latents, design)
+                for name, columns in features.items():
+                    counts = select(likelihoods[name].sample(generator=source), columns)
                     if isinstance(likelihoods[name], Normal):
                         dense.add(name)
                     for sample, drawn in zip(range(run.start, run.stop), counts, strict=True):
-                        blocks[name][sample].append(drawn.cpu().numpy() if name in dense else _to_csr(drawn))
+                        # Made sparse on the device, so that only what is not zero travels.
+                        kept = drawn.cpu().numpy() if name in dense else to_csr(CountBlock.from_dense(drawn))
+                        blocks[name][sample].append(kept)
     return {
-        name: [np.concatenate(p) if name in dense else sp.csr_array(sp.vstack(p, format="csr")) for p in parts]
-        for name, parts in blocks.items()
+        name: [np.concatenate(parts) if name in dense else stacked(parts) for parts in samples]
+        for name, samples in blocks.items()
     }
 
 
 def likelihood_parameters(
-    model: CountModel,
-    cells: Cells,
-    *,
-    modality: str = RNA,
-    n_samples: int = 1,
-    give_mean: bool = False,
-    seed: int = seeding.DEFAULT_SEED,
+    model: CountModel, cells: Cells, draws: Draws, *, modality: str = RNA
 ) -> dict[str, np.ndarray]:
     """Parameters of the distribution of each count, from posterior draws.
 
@@ -136,14 +94,10 @@ def likelihood_parameters(
         The model.
     cells
         Cells to decode.
+    draws
+        How to draw.
     modality
         Which of the model's modalities.
-    n_samples
-        Number of posterior draws per cell.
-    give_mean
-        Average over the draws.
-    seed
-        Seed of the draws.
 
     Returns
     -------
@@ -154,30 +108,11 @@ def likelihood_parameters(
         ``"standard_deviation"``: of the normal likelihood. Of proteins also ``"background_mean"``,
         ``"foreground_mean"`` and ``"background_probability"``.
     """
-    source = generator(seed, Stream.PARAMETERS, cells.device)
-    averaged = give_mean or n_samples == 1
-    sinks: dict[str, Sink] = {}
 
-    def write(name: str, block: Tensor, *index: slice) -> None:
-        if name not in sinks:
-            shape = (len(cells), block.shape[-1])
-            sinks[name] = Sink(shape if averaged else (n_samples, *shape))
-        sinks[name].write(block, *index)
+    def parameters(latents: Any, design: Design) -> dict[str, Tensor]:
+        return model.generate(latents, design)[modality].parameters()
 
-    with evaluation(model):
-        for block, batch in cells:
-            q = posterior(model, batch)
-            means: dict[str, RunningMean] = {}
-            for run in passes(n_samples, batch.n_cells, cells.chunk):
-                latents = draw(model, q, source, run.stop - run.start)
-                for name, value in model.generate(latents, batch.design)[modality].parameters().items():
-                    if averaged:
-                        means.setdefault(name, RunningMean()).add(value)
-                    else:
-                        write(name, value, run, block)
-            for name, mean in means.items():
-                write(name, mean.result(), block)
-    return {name: sink.out for name, sink in sinks.items()}
+    return expectations(model, cells, parameters, draws, Stream.PARAMETERS)
 
 
 def library_size(
@@ -211,10 +146,3 @@ def library_size(
         return (sizes if sizes.dim() == 2 else sizes.unsqueeze(-1),)
 
     return map_cells(model, cells, library)[0]
-
-
-def _to_csr(counts: Tensor) -> sp.csr_array:
-    # On the device, so that only what is not zero travels.
-    block = CountBlock.from_dense(counts)
-    parts = (block.values.cpu().numpy(), block.columns.cpu().numpy(), block.offsets.cpu().numpy())
-    return sp.csr_array(parts, shape=tuple(counts.shape))

@@ -1,4 +1,4 @@
-"""Whether a type is in a spot at all: a probability, learned from spots that are sums of reference cells."""
+"""Presence of cell types in spots: a probability, learned from spots that are sums of reference cells."""
 
 from __future__ import annotations
 

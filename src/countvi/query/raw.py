@@ -1,4 +1,4 @@
-"""Means of observed counts in populations of cells."""
+"""Observed counts of populations of cells: means, shares of cells with any, normalised means."""
 
 from __future__ import annotations
 

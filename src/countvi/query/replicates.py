@@ -1,4 +1,4 @@
-"""Effects per replicate, and what replicates agree on.
+"""Effects per replicate, and their summary over replicates by Student's t.
 
 Cells of one donor are not independent: a test that counts cells finds differences between donors wherever there are
 many cells (Squair et al. 2021). Here every replicate contributes one number, its mean over cells, so that both the
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from countvi.query.effects import Columns, Pair
+from countvi.query.effects import Columns, Pair, benjamini_hochberg
 
 _LEVEL = 0.95
 
@@ -106,16 +106,6 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return values.mean(0) if n else nothing, error, np.full(n_features, n - 1.0)
 
 
-def adjusted(p: np.ndarray) -> np.ndarray:
-    """Smallest false discovery rate at which each feature is found (Benjamini, Hochberg 1995); NaN where p is."""
-    q = np.full(len(p), np.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known])]
-    steps = p[order] * len(order) / np.arange(1, len(order) + 1)
-    q[order] = np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1.0)
-    return q
-
-
 def _difference(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Difference of means of separate replicates, its standard error and degrees of freedom (Welch 1947)."""
     (mean1, error1, df1), (mean2, error2, df2) = mean_and_error(first), mean_and_error(second)
@@ -139,5 +129,5 @@ def _tested(effect: np.ndarray, error: np.ndarray, df: np.ndarray) -> Columns:
         "replicate_lfc_max": effect + half,
         "replicate_df": df,
         "replicate_pvalue": p,
-        "replicate_qvalue": adjusted(p),
+        "replicate_qvalue": benjamini_hochberg(p),
     }

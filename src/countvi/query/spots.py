@@ -1,4 +1,4 @@
-"""What is in a spot: abundances of types, their states, and their expression."""
+"""Spots under DestVI: abundances of types, their states, and their expression."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from countvi.batch import RNA, Batch
 from countvi.models.destvi import DestVI
-from countvi.query.cells import Cells, Sink, Writable, evaluation, map_cells
+from countvi.query.cells import Cells, OutputWriter, Writable, evaluation, map_cells, select, stacked, to_csr
 
 
 def abundances(model: DestVI, cells: Cells) -> np.ndarray:
@@ -45,13 +45,12 @@ def type_expression(
     array
         ``out``, or a float32 ndarray ``(spots, genes)``: counts of a pure spot of the type, per count of library.
     """
-    columns = None if genes is None else torch.as_tensor(np.asarray(genes), dtype=torch.int64, device=cells.device)
-    sink = Sink((len(cells), model.f.out_features if columns is None else len(columns)), out)
+    writer = OutputWriter((len(cells), model.f.out_features if genes is None else len(genes)), out)
     with evaluation(model):
         for block, batch in cells:
             values = model.expression(model.guide(batch).gamma.value, type_index)
-            sink.write(values if columns is None else values.index_select(-1, columns), block)
-    return sink.out
+            writer.write(select(values, genes), block)
+    return writer.out
 
 
 def type_counts(model: DestVI, cells: Cells, type_index: int) -> sp.csr_array:
@@ -65,14 +64,8 @@ def type_counts(model: DestVI, cells: Cells, type_index: int) -> sp.csr_array:
     scipy.sparse.csr_array
         Shape ``(spots, genes)``, float32.
     """
-    blocks: list[sp.csr_array] = []
     with evaluation(model):
-        for _, batch in cells:
-            values = _shares(model, batch, type_index)
-            counts = batch.counts[RNA]
-            parts = (values.cpu().numpy(), counts.columns.cpu().numpy(), counts.offsets.cpu().numpy())
-            blocks.append(sp.csr_array(parts, shape=(batch.n_cells, counts.n_features)))
-    return sp.csr_array(sp.vstack(blocks, format="csr"))
+        return stacked(to_csr(batch.counts[RNA], _shares(model, batch, type_index)) for _, batch in cells)
 
 
 def _shares(model: DestVI, batch: Batch, type_index: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Directions in which the states of a type vary over a slide, and the genes that go with them."""
+"""Axes along which the states of a type vary over a slide, and the genes that go with them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from countvi.models.destvi import DestVI
 from countvi.query.cells import Cells, evaluation
+from countvi.query.neighbors import nearest
 
 
 class StateAxes(NamedTuple):
@@ -107,12 +108,8 @@ def axis_genes(
 
 def _neighbours(locations: np.ndarray, n_neighbors: int) -> sp.csr_array:
     """Return the graph of nearest neighbours, a spot not being its own: ones, shape ``(spots, spots)``."""
-    from scipy.spatial import KDTree  # slow to import, and only needed here
-
     n = len(locations)
-    k = min(n_neighbors, n - 1)
-    _, found = KDTree(locations).query(locations, k=k + 1)
-    index = found.reshape(n, -1)
+    index = np.concatenate([rows for *_, rows in nearest(locations, locations, min(n_neighbors, n - 1) + 1)])
     other = index != np.arange(n)[:, None]
     # Where spots share a place, a spot may be missing from its own list: drop its farthest neighbour instead.
     other[other.all(1), -1] = False

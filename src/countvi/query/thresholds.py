@@ -1,4 +1,4 @@
-"""From which proportion on a type is worth looking at."""
+"""A threshold for the proportions of each type (Otsu): from which on the type is worth looking at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The empirical prior of states within types: mixtures of posteriors of reference cells."""
+"""Clusters of states within types, and mixtures of the posteriors of their cells: a prior of states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from countvi import seeding
-from countvi.query.kmeans import kmeans
 
 _STARTS = 10
 
@@ -26,7 +25,7 @@ class VampMixture(NamedTuple):
 def subclusters(
     loc: np.ndarray, labels: np.ndarray, n_types: int, n_components: int, seed: int = seeding.DEFAULT_SEED
 ) -> np.ndarray:
-    """Cut the cells of each type into clusters of similar states.
+    """Cut the cells of each type into clusters of similar states, by k-means.
 
     Parameters
     ----------
@@ -46,6 +45,8 @@ def subclusters(
     ndarray
         Code of each cell's cluster within its type, shape ``(cells,)``, int64.
     """
+    from sklearn.cluster import KMeans  # slow to import, and only needed here
+
     random = np.random.default_rng(seed)
     clusters = np.zeros(len(labels), dtype=np.int64)
     for label in range(n_types):
@@ -53,7 +54,10 @@ def subclusters(
         if len(rows) <= n_components:
             clusters[rows] = np.arange(len(rows))
         else:
-            clusters[rows] = kmeans(loc[rows], n_components, _STARTS, random)
+            states = loc[rows].astype(np.float64)
+            n_clusters = min(n_components, len(np.unique(states, axis=0)))
+            means = KMeans(n_clusters, n_init=_STARTS, random_state=int(random.integers(2**31)))
+            clusters[rows] = means.fit_predict(states)
     return clusters
 
 

@@ -1,4 +1,4 @@
-"""Differential abundance: densities of samples over cell states."""
+"""Differential abundance: ``differential_abundance``, densities of samples over cell states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backgrounds, feature factors and dispersions of the regularised models, and counts without the ambient ones."""
+"""Read-outs of the regularised models: ambient counts, feature factors, dispersions, prior terms."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def get_ambient_fraction(
         Shape ``(cells,)``, 0 to 1; NaN for a cell without counts. Of several modalities with a background, a
         dictionary by name unless one is named.
     """
-    cells, draws = self.view(adata, indices, batch_size).cells, _draws(n_samples)
+    cells, draws = self.view(adata, indices, batch_size).cells, _draws(n_samples, seed)
     return per_modality(
         self,
         modality,
-        lambda name: query.ambient_fraction(self.module, cells, modality=name, seed=seed, **draws),
+        lambda name: query.ambient_fraction(self.module, cells, draws, modality=name),
         _with_background(self, modality),
     )
 
@@ -90,13 +90,11 @@ def get_decontaminated_counts(
         Shape ``(cells, features)``, float32. Of several modalities with a background, a dictionary by name unless
         one is named.
     """
-    cells, draws = self.view(adata, indices, batch_size).cells, _draws(n_samples)
+    cells, draws = self.view(adata, indices, batch_size).cells, _draws(n_samples, seed)
     return per_modality(
         self,
         modality,
-        lambda name: query.decontaminated_counts(
-            self.module, cells, modality=name, integer=integer, seed=seed, **draws
-        ),
+        lambda name: query.decontaminated_counts(self.module, cells, draws, modality=name, integer=integer),
         _with_background(self, modality),
     )
 
@@ -221,11 +219,10 @@ def _by_level(
     return pd.DataFrame(np.concatenate(tables).T, index=feature_names(model, modality), columns=names)
 
 
-def _draws(n_samples: int | None) -> dict[str, Any]:
+def _draws(n_samples: int | None, seed: int) -> query.Draws:
     if n_samples is None:
-        return {"use_z_mean": True}
-    WHOLE("n_samples", n_samples)
-    return {"use_z_mean": False, "n_samples": n_samples}
+        return query.Draws(at_mean=True, seed=seed)
+    return query.Draws(WHOLE("n_samples", n_samples), seed=seed)
 
 
 def _numpy(tables: Sequence[Tensor]) -> list[np.ndarray]:

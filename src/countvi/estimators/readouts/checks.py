@@ -1,4 +1,4 @@
-"""Observed counts beside counts drawn from the model."""
+"""Posterior predictive checks: ``get_predictive_checks``."""
 
 from __future__ import annotations
 

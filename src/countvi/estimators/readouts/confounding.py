@@ -1,4 +1,4 @@
-"""Which covariates cannot be told apart."""
+"""Covariates that cannot be told apart: ``get_confounding``."""
 
 from __future__ import annotations
 

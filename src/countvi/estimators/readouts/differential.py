@@ -1,4 +1,4 @@
-"""Differential expression."""
+"""Differential expression of all models but DestVI and TOTALVI: ``differential_expression``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from countvi import query, seeding
-from countvi.estimators.comparisons import Feature, Groups, Request, differential
+from countvi.estimators.comparisons import ComparedFeatures, ComparisonOptions, Groups, differential
 from countvi.estimators.names import Indices
-from countvi.estimators.readouts.features import per_modality
+from countvi.estimators.readouts.features import feature_names, per_modality
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -174,23 +173,24 @@ def differential_expression(
     Lopez et al., Nature Methods 15 (2018); Boyeau et al., bioRxiv 794289 (2019); Boyeau et al., PNAS 120 (2023);
     Squair et al., Nature Communications 12 (2021).
     """
-    groups, request = _parsed(locals())
+    groups, options = _parsed(locals())
     data = self.container(adata)
 
     def of(name: str) -> pd.DataFrame:
-        names = np.asarray(self.registry.modality(name).feature_names, dtype=object)
-        feature = Feature(names, query.Scale(self.module, name), [name])
-        return differential(self, data, feature, groups, request, batch_size)
+        feature = ComparedFeatures(feature_names(self, name), query.DecodedExpression(self.module, name), [name])
+        return differential(self, data, feature, groups, options, batch_size)
 
     return per_modality(self, modality, of)
 
 
-def _parsed(given: Mapping[str, Any]) -> tuple[Groups, Request]:
+def _parsed(given: Mapping[str, Any]) -> tuple[Groups, ComparisonOptions]:
     groups = Groups(**{name: given[name] for name in Groups.__dataclass_fields__})
-    return groups, Request(**{name: given[name] for name in Request.__dataclass_fields__})
+    return groups, ComparisonOptions(**{name: given[name] for name in ComparisonOptions.__dataclass_fields__})
 
 
-def asked(model: Fitted, arguments: Sequence[Any], named: Mapping[str, Any]) -> tuple[dict[str, Any], Groups, Request]:
+def asked(
+    model: Fitted, arguments: Sequence[Any], named: Mapping[str, Any]
+) -> tuple[dict[str, Any], Groups, ComparisonOptions]:
     """Arguments of :func:`differential_expression` with their defaults, and as what they mean."""
     bound = inspect.signature(differential_expression).bind(model, *arguments, **named)
     bound.apply_defaults()

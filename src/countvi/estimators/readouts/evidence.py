@@ -1,4 +1,4 @@
-"""How well a model explains cells."""
+"""Evidence of cells: ``get_elbo``, ``get_reconstruction_error``, ``get_marginal_ll``."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def get_elbo(
         The mean over cells, or one value per cell, shape ``(cells,)``.
     seed
         Of the draw.
+
+    Returns
+    -------
+    float or numpy.ndarray
+        The mean, or shape ``(cells,)``.
     """
     values = query.elbo(self.module, self.view(adata, indices, batch_size).cells, seed=seed)
     return mean_over_cells(values) if return_mean else values
@@ -108,6 +113,11 @@ def get_marginal_ll(
         The mean over cells, or one value per cell, shape ``(cells,)``.
     seed
         Of the draws.
+
+    Returns
+    -------
+    float or numpy.ndarray
+        The mean, or shape ``(cells,)``.
     """
     WHOLE("n_mc_samples", n_mc_samples)
     WHOLE("n_mc_samples_per_pass", n_mc_samples_per_pass)

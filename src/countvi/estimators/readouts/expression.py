@@ -1,4 +1,4 @@
-"""Denoised expression."""
+"""Denoised expression: ``get_normalized_expression`` of all models but TOTALVI."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-
 from countvi import query, seeding
 from countvi.errors import OptionError
 from countvi.estimators.comparisons import importance
-from countvi.estimators.names import Indices, resolve_batches, resolve_genes
+from countvi.estimators.names import Indices, resolve_batches
 from countvi.estimators.options import POSITIVE, WHOLE
-from countvi.estimators.readouts.features import feature_names, per_modality
+from countvi.estimators.readouts.features import chosen_features, labelled, per_modality
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
-    from countvi.estimators.state import Fitted
+    from countvi.estimators.state import Fitted, View
 
 _LIBRARY_SIZE = dataclasses.replace(POSITIVE, words="a positive number or 'latent'")
 
@@ -97,46 +96,47 @@ def get_normalized_expression(
     if out is not None and modality is None and self.several_modalities and len(self.registry.modalities) > 1:
         message = "out holds one modality, and the model has several; name it with modality=."
         raise OptionError(message)
-    WHOLE("n_samples", n_samples)
-    if n_samples_overall is not None:
-        WHOLE("n_samples_overall", n_samples_overall)
     weighing = importance(weights, importance_weighting_kwargs)
     if use_z_mean and weighing is not None:
         message = "weights='importance' weighs draws of z, and use_z_mean=True draws none; choose one."
         raise OptionError(message)
-    view = self.view(adata, indices, batch_size)
-    draws: dict[str, Any] = (
-        {"n_samples": n_samples, "return_mean": return_mean, "use_z_mean": use_z_mean}
-        if n_samples_overall is None
-        else {"n_samples_overall": n_samples_overall}
-    )
-    compute = query.normalized_expression if n_samples_overall is None else query.sampled_expression
+    draws = query.Draws(n_samples, return_mean, use_z_mean, weighing, seed)
+    cells, draws, index = cells_to_draw(self.view(adata, indices, batch_size), draws, n_samples_overall)
+    counterfactuals, size = resolve_batches(transform_batch, self.registry), library_scale(library_size)
 
     def of(name: str) -> Any:
-        names = feature_names(self, name)
-        columns = resolve_genes(gene_list, names)
-        values = compute(
-            self.module,
-            view.cells,
-            modality=name,
-            genes=columns,
-            counterfactuals=resolve_batches(transform_batch, self.registry),
-            library_size=_library_scale(library_size),
-            background=include_background,
-            importance=weighing,
-            seed=seed,
-            out=out,
-            **draws,
+        genes = chosen_features(self, name, gene_list)
+        expression = query.DecodedExpression(
+            self.module, name, genes.columns, counterfactuals, size, include_background
         )
-        if return_numpy or out is not None or values.ndim == 3:
-            return values
-        index = None if n_samples_overall is not None else view.names
-        return pd.DataFrame(values, index=index, columns=names if columns is None else names[columns])
+        values = query.expectation(expression, cells, draws, out=out)
+        return labelled(values, index, genes.names, return_numpy or out is not None)
 
     return per_modality(self, modality, of)
 
 
-def _library_scale(library_size: Any) -> float | None:
+def cells_to_draw(
+    view: View, draws: query.Draws, n_samples_overall: int | None
+) -> tuple[query.Cells, query.Draws, pd.Index | None]:
+    """Return which cells are decoded, how, and what the rows are called, if it is not by chance which cells they are.
+
+    Parameters
+    ----------
+    view
+        The cells that are asked for.
+    draws
+        How to draw from each.
+    n_samples_overall
+        Instead: how many cells are drawn with replacement, to draw once from each.
+    """
+    WHOLE("n_samples", draws.n)
+    if n_samples_overall is None:
+        return view.cells, draws, view.names
+    return *query.resampled(view.cells, WHOLE("n_samples_overall", n_samples_overall), draws), None
+
+
+def library_scale(library_size: float | str) -> float | None:
+    """Return what expression is multiplied by; ``None`` for each cell's own library size."""
     if isinstance(library_size, str) and library_size == "latent":
         return None
     return _LIBRARY_SIZE("library_size", library_size)

@@ -1,4 +1,4 @@
-"""Cell types of a reference for the cells of a query."""
+"""Labels of a reference for the cells of a query: ``transfer_labels``."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def transfer_labels(
         raise OptionError(message)
     model, cells = (query, None) if isinstance(query, Fitted) else (self, query)
     _check_same_space(self, model)
-    votes = query_layer.vote(_locate(self, None, labelled), codes, _locate(model, cells, None), n_neighbors)
+    votes = query_layer.knn_vote(_positions(self, None, labelled), codes, _positions(model, cells, None), n_neighbors)
     best = np.asarray(names, dtype=object)[votes.shares.argmax(1)]
     uncertainty = 1.0 - votes.shares.max(1)
     known = (uncertainty <= max_uncertainty) & (votes.typicality >= min_typicality)
@@ -92,10 +92,10 @@ def transfer_labels(
     return pd.DataFrame(columns, index=model.dataset_of(cells).obs_names)
 
 
-def _locate(model: Fitted, cells: Container | None, indices: np.ndarray | None) -> query_layer.Located:
+def _positions(model: Fitted, cells: Container | None, indices: np.ndarray | None) -> query_layer.CellPositions:
     states = get_latent_representation(model, cells, indices)
     _, variance = get_latent_representation(model, cells, indices, return_dist=True)
-    return query_layer.Located(np.asarray(states), np.asarray(variance).sum(1))
+    return query_layer.CellPositions(np.asarray(states), np.asarray(variance).sum(1))
 
 
 def _check_same_space(reference: Fitted, model: Any) -> None:

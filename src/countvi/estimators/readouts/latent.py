@@ -1,4 +1,4 @@
-"""Where cells lie: states, and their density."""
+"""Cell states: ``get_latent_representation``, ``get_aggregated_posterior``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from what is in a spot: thresholds, presence, axes of states, differences between regions."""
+"""Further read-outs of DestVI: thresholds, presence, axes of states, differences between regions."""
 
 from __future__ import annotations
 
@@ -110,6 +110,11 @@ def get_presence(
     seed
         Of the clusters, the simulated spots and the forest.
 
+    Returns
+    -------
+    PresenceCalls
+        ``probability`` and ``fdr``, spots x types each; ``called(fdr)`` for calls.
+
     Raises
     ------
     MismatchError
@@ -121,7 +126,7 @@ def get_presence(
     # A type of the registry need not have any cells.
     codes, labels = np.unique(cells.labels, return_inverse=True)
     found = query.presence_of_types(
-        _counts_of_spots(self),
+        _counts(self.view().cells),
         cells._replace(labels=labels),
         self.module.log_alpha.detach().cpu().double().exp().numpy(),
         cells_per_spot=cells_per_spot,
@@ -146,6 +151,11 @@ def get_state_axes(self: Fitted[DestVI], label: str, *, spatial_key: str = "spat
         Where the slide's ``obsm`` has the places of spots.
     n_neighbors
         Neighbours of a spot.
+
+    Returns
+    -------
+    TypeAxes
+        ``scores`` (spots x axes), ``summary`` (a row per axis) and ``genes`` (a row per axis and gene).
 
     Raises
     ------
@@ -280,10 +290,6 @@ def _column(model: Fitted[DestVI], argument: str, key: str) -> np.ndarray:
     return obs[key].astype(str).to_numpy()
 
 
-def _counts_of_spots(model: Fitted[DestVI]) -> sp.csr_array:
-    return _stacked(model.view().cells)
-
-
 def _reference_cells(
     model: Fitted[DestVI], sc_model: Fitted[CondSCVI], n_states: int, seed: int
 ) -> query.ReferenceCells:
@@ -302,18 +308,12 @@ def _reference_cells(
     labels = sc_model.dataset.codes[:, LABELS_COLUMN].numpy()
     loc, _ = query.latent_moments(sc_model.module, cells)
     states = query.subclusters(loc, labels, len(cell_types(model)), n_states, seed)
-    counts = sp.csr_array(_stacked(cells)[:, [at[name] for name in genes]])
+    counts = sp.csr_array(_counts(cells)[:, [at[name] for name in genes]])
     return query.ReferenceCells(counts, labels, states)
 
 
-def _stacked(cells: query.Cells) -> sp.csr_array:
-    """Counts of all cells."""
-    blocks = []
-    for _, batch in cells:
-        counts = batch.counts[RNA]
-        parts = (counts.values.cpu().numpy(), counts.columns.cpu().numpy(), counts.offsets.cpu().numpy())
-        blocks.append(sp.csr_array(parts, shape=(batch.n_cells, counts.n_features)))
-    return sp.csr_array(sp.vstack(blocks, format="csr"))
+def _counts(cells: query.Cells) -> sp.csr_array:
+    return query.stacked(query.to_csr(batch.counts[RNA]) for _, batch in cells)
 
 
 def _check_samples(samples: np.ndarray, first: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What is in a spot."""
+"""Read-outs of DestVI: proportions, states and expression of cell types in spots."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pandas as pd
 from countvi import query
 from countvi.batch import RNA
 from countvi.errors import UnknownNameError, did_you_mean, shorten
-from countvi.estimators.names import Indices, resolve_genes
-from countvi.estimators.readouts.features import feature_names
+from countvi.estimators.names import Indices
+from countvi.estimators.readouts.features import chosen_features, feature_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -117,12 +117,9 @@ def get_scale_for_ct(
     DataFrame
         Spots x genes: expected counts of a pure spot of the type, per count of library.
     """
-    genes = feature_names(self, RNA)
-    columns = resolve_genes(gene_list, genes)
-    view = self.view(adata, indices, batch_size)
-    values = query.type_expression(self.module, view.cells, type_index(self, label), genes=columns)
-    names = genes if columns is None else genes[columns]
-    return pd.DataFrame(cast("np.ndarray", values), index=view.names, columns=names)
+    genes, view = chosen_features(self, RNA, gene_list), self.view(adata, indices, batch_size)
+    values = query.type_expression(self.module, view.cells, type_index(self, label), genes=genes.columns)
+    return pd.DataFrame(cast("np.ndarray", values), index=view.names, columns=genes.names)
 
 
 def get_expression_for_ct(

@@ -1,4 +1,4 @@
-"""The prior of states within cell types: a mixture of the posteriors of the cells of each type."""
+"""The prior of states within cell types: ``get_vamp_prior``, mixtures of the posteriors of the cells of a type."""
 
 from __future__ import annotations
 

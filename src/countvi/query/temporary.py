@@ -1,4 +1,4 @@
-"""Room for numbers that may be more than memory should hold."""
+"""A temporary array, on disk if it is large."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _IN_MEMORY_BYTES = 256 * 2**20
 
 
 @contextmanager
-def scratch(shape: tuple[int, ...], what: str, advice: str) -> Iterator[np.ndarray]:
+def temporary_array(shape: tuple[int, ...], what: str, advice: str) -> Iterator[np.ndarray]:
     """Lend a float32 array, on disk if it is large.
 
     Parameters
