@@ -1,14 +1,17 @@
 """Seeds without global side effects.
 
-Everything countvi draws itself comes from a :class:`torch.Generator` that is passed along. Two things can only
-draw from torch's default stream: the initialisation of layers, and dropout. :func:`forked` lends them that stream
-under a seed of ours and gives the user's back afterwards.
+Everything countvi draws itself comes from a :class:`torch.Generator` that is passed along. What is drawn
+deep inside networks in training, dropout for instance, finds its generator by :func:`layer_generator`, which holds for
+one thread. The initialisation of layers, and dropout on a GPU, can only draw from torch's default stream:
+:func:`forked` lends them that stream under a seed of ours and gives the user's back afterwards.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,9 @@ from countvi.errors import OptionError
 
 DEFAULT_SEED = 0
 """Used wherever a user gives no seed: the same call twice gives the same bits."""
+_LAYERS: ContextVar[torch.Generator | None] = ContextVar("countvi_layers", default=None)
+# There is one default stream in a process, so one thread has it at a time.
+_DEFAULT_STREAM = threading.RLock()
 
 
 def checked(seed: Any) -> int:
@@ -47,12 +53,39 @@ def forked(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with _DEFAULT_STREAM, torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)
         for index in cuda:
             with torch.cuda.device(index):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def layers(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Let layers draw from a stream of their own inside the block.
+
+    Parameters
+    ----------
+    seed
+        Seed of the stream.
+    device
+        Where the networks are. On the CPU nothing of torch's default stream is touched.
+    """
+    if torch.device(device).type != "cpu":
+        with forked(seed, device):
+            yield
+        return
+    token = _LAYERS.set(torch.Generator().manual_seed(seed))
+    try:
+        yield
+    finally:
+        _LAYERS.reset(token)
+
+
+def layer_generator() -> torch.Generator | None:
+    """Return what layers on the CPU draw from in training; ``None`` for torch's default stream."""
+    return _LAYERS.get()
 
 
 def generator(seed: int, *stream: int, device: torch.device | str = "cpu") -> torch.Generator:

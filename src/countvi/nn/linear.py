@@ -78,7 +78,7 @@ class CountInput:
         for block, divisor in zip(self.blocks, self.divisors, strict=True):
             block = block if divisor is None else block.divide_rows(divisor)
             block = block.map(torch.log1p) if self.log1p else block
-            blocks.append(block.map(lambda x: functional.dropout(x, share)))
+            blocks.append(block.map(lambda x: ops.drop(x, share)))
         return CountInput(blocks, log1p=False, divisors=[None] * len(blocks))
 
 

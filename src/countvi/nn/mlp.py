@@ -114,7 +114,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor | CountInput, features: Tensor | None, design: Design) -> Tensor:
         """Map ``(*samples, cells, n_in)``, or sparse counts ``(cells, n_in)``, to ``(*samples, cells, n_hidden)``."""
         if self.drop_input and self.training:
-            x = x.dropped(self.drop_input) if isinstance(x, CountInput) else functional.dropout(x, self.drop_input)
+            x = x.dropped(self.drop_input) if isinstance(x, CountInput) else ops.drop(x, self.drop_input)
         return self.activate(self.linear(x, features, design))
 
     def slopes(

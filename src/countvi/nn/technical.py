@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from countvi import seeding
 from countvi.batch import Design, Factor
 from countvi.nn.levels import ByLevel, combinations, n_rows
 from countvi.nn.priors import DispersionPrior, GammaPrior
@@ -142,7 +143,9 @@ class PosteriorDispersion(ByLevel):
         if not self.training:
             return Indexed(loc, code)
         scale = functional.embedding(index[0], self.log_scale).exp()
-        return Indexed((loc + scale * torch.randn_like(scale)).clamp(*_LOG_THETA_RANGE), code)
+        generator = seeding.layer_generator() if scale.device.type == "cpu" else None
+        noise = torch.empty_like(scale).normal_(generator=generator)
+        return Indexed((loc + scale * noise).clamp(*_LOG_THETA_RANGE), code)
 
     def log_prior(self) -> Tensor:
         """Negative divergence of the posterior from the prior, one number in nats."""

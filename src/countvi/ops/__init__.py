@@ -32,6 +32,7 @@ from countvi.ops.likelihoods import (
 from countvi.ops.link import Link
 from countvi.ops.networks import (
     batch_norm_rectify,
+    drop,
     linear,
     log_rate,
     log_scale,
@@ -52,6 +53,7 @@ __all__ = [
     "active_backend",
     "backend",
     "batch_norm_rectify",
+    "drop",
     "fold_changes",
     "gamma_poisson",
     "gamma_poisson_head",

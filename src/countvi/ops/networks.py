@@ -95,6 +95,24 @@ def log_rate(logits: CellsGenes, log_library: Cells, link: Link) -> CellsGenes:
     return reference.log_rate(logits, log_library, link)
 
 
+def drop(x: Tensor, dropout: float) -> Tensor:
+    """Dropout as in training: set a share of the entries to zero, and divide the others by what is left.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+    dropout
+        Share that is dropped, 0 to 1.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape. On the CPU drawn from :func:`countvi.seeding.layer_generator`.
+    """
+    return reference.drop(x, dropout)
+
+
 def rectify(h: Tensor, dropout: float) -> Tensor:
     """Rectifier, then dropout: zero where ``h`` is negative or a unit is switched off, and what is kept scaled up.
 

@@ -329,7 +329,8 @@ def estimated_delta(effects: np.ndarray, share: float = 0.6, least: float = 0.1)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough for a threshold
-        means = np.sort(mixture.fit(x).means_[:, 0])
+        fitted: Any = mixture.fit(x)
+    means = np.sort(fitted.means_[:, 0])
     return max(least, share * float(np.abs(means[[0, -1]]).mean()))
 
 

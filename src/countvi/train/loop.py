@@ -213,7 +213,7 @@ class _Run:
         sums = self.replay(epoch, noise, dropout)
         if sums is None:
             sums = EpochSums()
-            with seeding.forked(dropout, device):
+            with seeding.layers(dropout, device):
                 for rows, batch in self.loader.train(epoch, self.rank, self.world):
                     self.step(batch.to(device, self.dtype), noise, sums, (epoch, rows))
         if not self._all_agree(all_finite(self.model)):

@@ -43,7 +43,7 @@ def regress(
     rate = OneCycle(_PEAK, n_epochs * loader.n_steps())
     step = 0
     network.train()
-    with seeding.forked(seeding.generator(seed, _DROPOUT).initial_seed()):
+    with seeding.layers(seeding.generator(seed, _DROPOUT).initial_seed()):
         for epoch in range(n_epochs):
             for rows, batch in loader.train(epoch):
                 loss = (predict(batch) - target[torch.from_numpy(rows)]).square().mean()

@@ -16,12 +16,13 @@ from countvi.ops.reference.normal import normal
 from countvi.ops.reference.poisson import poisson
 from countvi.ops.reference.rate import log_rate, log_scale, scale
 from countvi.ops.reference.rate_shape import mixed_types_negative_binomial, rate_shape_negative_binomial
-from countvi.ops.reference.rectifier import batch_norm_rectify, rectify
+from countvi.ops.reference.rectifier import batch_norm_rectify, drop, rectify
 from countvi.ops.reference.zero_inflated import zero_inflated_negative_binomial
 
 __all__ = [
     "FoldChanges",
     "batch_norm_rectify",
+    "drop",
     "fold_changes",
     "gamma_poisson",
     "gamma_poisson_head",

@@ -9,7 +9,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from countvi import seeding
+
 _LEVELS = 1 << 16
+
+
+def drop(x: Tensor, dropout: float) -> Tensor:
+    """Dropout."""
+    generator = seeding.layer_generator()
+    if generator is None or x.device.type != "cpu" or dropout in (0.0, 1.0):
+        return functional.dropout(x, dropout)
+    return x * torch.empty_like(x).bernoulli_(1.0 - dropout, generator=generator).div_(1.0 - dropout)
 
 
 def rectify(h: Tensor, dropout: float) -> Tensor:
@@ -17,7 +27,7 @@ def rectify(h: Tensor, dropout: float) -> Tensor:
     if dropout == 0.0:
         return functional.relu(h)
     if h.device.type != "cpu" or dropout == 1.0:
-        return functional.dropout(functional.relu(h), dropout)
+        return drop(functional.relu(h), dropout)
     return _Gate.apply(h, dropout)
 
 
@@ -37,7 +47,9 @@ def _gate(h: Tensor, dropout: float) -> Tensor:
     if dropout == 0.0:
         return positive.to(h.dtype)
     # Random numbers are most of the work: each of 64 bits serves four units.
-    bits = torch.empty(-(-h.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = torch.empty(-(-h.numel() // 4), dtype=torch.int64).random_(
+        -(2**63), None, generator=seeding.layer_generator()
+    )
     dropped = round(dropout * _LEVELS)
     kept = bits.view(torch.int16)[: h.numel()].view(h.shape) >= dropped - _LEVELS // 2
     return positive.logical_and_(kept).to(h.dtype).mul_(1.0 / (1.0 - dropout))
