@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ import torch
 
 from countvi import seeding
 from countvi.data import Dataset, Split, make_split, split_from_indices
-from countvi.errors import NonFiniteError, OptionError, shorten
+from countvi.errors import NonFiniteError, OptionError, TrainingWarning, shorten
 from countvi.estimators.loader import DatasetLoader
 from countvi.estimators.names import resolve_rows
 from countvi.estimators.options import WHOLE
@@ -360,7 +361,14 @@ def run(model: Fitted, request: TrainRequest) -> None:
         adversary=request.adversary,
         moving_rows={} if model.mapped is None else model.mapped.hold(module),
     )
-    result = launch(request.fabric, module, loader, config, request.callbacks, dataset)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    try:
+        result = launch(request.fabric, module, loader, config, request.callbacks, dataset)
+    except BaseException:
+        # The weights and the history of a model belong together, whatever ended the run.
+        module.float().load_state_dict(before)
+        module.eval()
+        raise
     module.load_state_dict(result.weights)
     if not model.restored and model.mapped is None:  # else other cells may have had what these lack
         fill_levels_without_data(module, dataset, split.train)
@@ -369,6 +377,13 @@ def run(model: Fitted, request: TrainRequest) -> None:
     model.epochs.extend(result.rows)
     model.fingerprint = None  # of the data trained on; computed when it is needed, as it reads them all
     model.is_trained = True
+    if result.interrupted:
+        message = (
+            f"Training was interrupted; the model keeps what it has learned in {len(result.rows)} of {max_epochs} "
+            "epochs. train() goes on from there; for a run that ends where it would have, train with checkpoint_dir=... "
+            "and resume=True."
+        )
+        warnings.warn(message, TrainingWarning, stacklevel=3)
 
 
 def fill_levels_without_data(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:

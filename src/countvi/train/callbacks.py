@@ -25,6 +25,8 @@ class Progress:
         The history of the epoch just finished; empty before the first.
     stop
         Set to true to end the run after this epoch.
+    interrupted
+        Whether Ctrl-C ended the run.
     """
 
     model: CountModel
@@ -33,6 +35,7 @@ class Progress:
     epochs_done: int = 0
     row: Row | None = None
     stop: bool = False
+    interrupted: bool = False
 
 
 class Callback(ABC):  # noqa: B024 - every hook is optional

@@ -56,11 +56,14 @@ class FitResult:
         The history of this run.
     stopped_early
         Whether it ended before ``max_epochs``.
+    interrupted
+        Whether it was stopped by Ctrl-C, after its last whole epoch.
     """
 
     weights: dict[str, Tensor]
     rows: list[Row]
     stopped_early: bool
+    interrupted: bool = False
 
 
 def fit(
@@ -129,6 +132,7 @@ class _Run:
         self.learning_rate = self.plan.learning_rate(total)
         self.kl_weight = self.plan.kl_weight(total, self.n_steps, restarted=config.first_epoch > 0)
         self.state = self._start()
+        self.epoch_under_way = False
         self.graph_steps = self._record()
 
     def _record(self) -> CudaGraphSteps | None:
@@ -186,20 +190,30 @@ class _Run:
         try:
             while self.state.epochs_done < self.config.max_epochs and not stop:
                 progress.epoch = self.config.first_epoch + self.state.epochs_done
+                self.epoch_under_way = True
                 row = self.epoch(progress.epoch)
                 stop = self.record_epoch(row)
+                self.epoch_under_way = False
                 progress.row, progress.epochs_done = row, self.state.epochs_done
                 self._call("on_epoch_end", progress)
                 self.fabric.log_dict(row, step=progress.epoch)
                 stop = stop or bool(self.fabric.broadcast(progress.stop))
                 self._write_checkpoint()
+        except KeyboardInterrupt:
+            # Several processes are interrupted one by one, and would wait for each other.
+            if self.world > 1 or not self.state.rows:
+                raise
+            if self.epoch_under_way:
+                self.before_epoch.restore(self.model, self.optimizer)
+            progress.interrupted = True
         finally:
             self._call("on_train_end", progress)
             self.model.eval()
         if self.state.best is not None:
             self.model.load_state_dict(self.state.best)
         weights = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
-        return FitResult(weights, self.state.rows, stopped_early=self.state.epochs_done < self.config.max_epochs)
+        stopped_early = len(self.state.rows) < self.config.max_epochs
+        return FitResult(weights, self.state.rows, stopped_early, progress.interrupted)
 
     def epoch(self, epoch: int) -> Row:
         """One pass over the training cells, and validation if due."""
@@ -209,7 +223,7 @@ class _Run:
         dropout = seeding.generator(config.seed, _DROPOUT, epoch, self.rank).initial_seed()
         self.loss_module.train()
         # At every epoch, so that a resumed run goes back to where an uninterrupted one would.
-        self.snapshot = Snapshot(self.model, self.optimizer)
+        self.snapshot = self.before_epoch = Snapshot(self.model, self.optimizer)
         sums = self.replay(epoch, noise, dropout)
         if sums is None:
             sums = EpochSums()
