@@ -56,7 +56,7 @@ def subclusters(
         else:
             states = loc[rows].astype(np.float64)
             n_clusters = min(n_components, len(np.unique(states, axis=0)))
-            means = KMeans(n_clusters, n_init=_STARTS, random_state=int(random.integers(2**31)))
+            means = KMeans(n_clusters, n_init=_STARTS, random_state=int(random.integers(2**31)))  # type: ignore[arg-type]
             clusters[rows] = means.fit_predict(states)
     return clusters
 
