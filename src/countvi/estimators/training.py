@@ -379,9 +379,9 @@ def run(model: Fitted, request: TrainRequest) -> None:
     model.is_trained = True
     if result.interrupted:
         message = (
-            f"Training was interrupted; the model keeps what it has learned in {len(result.rows)} of {max_epochs} "
-            "epochs. train() goes on from there; for a run that ends where it would have, train with checkpoint_dir=... "
-            "and resume=True."
+            f"Training was interrupted after {len(result.rows)} of {max_epochs} epochs. The model keeps what it learned "
+            "in them, and train() goes on from there. A run with checkpoint_dir=... can be resumed instead, to the end "
+            "that it would have had."
         )
         warnings.warn(message, TrainingWarning, stacklevel=3)
 

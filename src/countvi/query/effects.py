@@ -317,7 +317,7 @@ def estimated_delta(effects: np.ndarray, share: float = 0.6, least: float = 0.1)
     x = np.asarray(effects, dtype=np.float64)[:, None]
     variance = max(float(x.var()), 1e-12)
     # From the tails and the middle, so that nothing is drawn.
-    mixture = GaussianMixture(
+    mixture: Any = GaussianMixture(
         3,
         tol=1e-9,
         reg_covar=1e-6 * variance,
@@ -329,8 +329,7 @@ def estimated_delta(effects: np.ndarray, share: float = 0.6, least: float = 0.1)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough for a threshold
-        fitted: Any = mixture.fit(x)
-    means = np.sort(fitted.means_[:, 0])
+        means = np.sort(np.ravel(mixture.fit(x).means_))
     return max(least, share * float(np.abs(means[[0, -1]]).mean()))
 
 

@@ -127,23 +127,31 @@ class Stopper:
     patience
         Validations without improvement that are tolerated.
     min_delta
-        Smallest change that counts.
-    best, n_bad
-        Best value so far, and validations since.
+        Smallest change for which patience starts again.
+    best
+        Best value so far.
+    n_bad
+        Validations since the last change that counts.
+    mark
+        What the next change is measured from; ``None`` for the best value.
     """
 
     patience: int
     min_delta: float
     best: float = math.inf
     n_bad: int = 0
+    mark: float | None = None
 
     def improved(self, metric: float) -> bool:
-        """Take note of a validation; return whether it is the best so far."""
-        if metric < self.best - self.min_delta:
-            self.best, self.n_bad = metric, 0
-            return True
-        self.n_bad += 1
-        return False
+        """Take note of a validation; return whether it is the best so far, by however little."""
+        mark = self.best if self.mark is None else self.mark
+        if metric < mark - self.min_delta:
+            self.mark, self.n_bad = metric, 0
+        else:
+            self.mark, self.n_bad = mark, self.n_bad + 1
+        better = metric < self.best
+        self.best = min(self.best, metric)
+        return better
 
     @property
     def exhausted(self) -> bool:
