@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from countvi import seeding
+from countvi import query, seeding
 from countvi.data import Dataset, Split, make_split, split_from_indices
 from countvi.errors import NonFiniteError, OptionError, TrainingWarning, shorten
 from countvi.estimators.loader import DatasetLoader
@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from countvi.estimators.state import Fitted
+
+
+_PROBED = 256
+"""Training cells that are looked at before and after a run, to see whether it made the model better."""
 
 
 def train(
@@ -362,14 +366,17 @@ def run(model: Fitted, request: TrainRequest) -> None:
         moving_rows={} if model.mapped is None else model.mapped.hold(module),
     )
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    probe = split.train[:: max(1, len(split.train) // _PROBED)]
+    bound_before = _bound(module, dataset, probe)
     try:
         result = launch(request.fabric, module, loader, config, request.callbacks, dataset)
+        module.load_state_dict(result.weights)
+        _check_convergence(bound_before, _bound(module, dataset, probe), request.plan.peak_lr)
     except BaseException:
         # The weights and the history of a model belong together, whatever ended the run.
         module.float().load_state_dict(before)
         module.eval()
         raise
-    module.load_state_dict(result.weights)
     if not model.restored and model.mapped is None:  # else other cells may have had what these lack
         fill_levels_without_data(module, dataset, split.train)
     module.float().eval()
@@ -379,11 +386,40 @@ def run(model: Fitted, request: TrainRequest) -> None:
     model.is_trained = True
     if result.interrupted:
         message = (
-            f"Training was interrupted after {len(result.rows)} of {max_epochs} epochs. The model keeps what it learned "
-            "in them, and train() goes on from there. A run with checkpoint_dir=... can be resumed instead, to the end "
-            "that it would have had."
+            f"Training was interrupted after {len(result.rows)} of {max_epochs} epochs. The model keeps what it "
+            "learned in them, and train() goes on from there. A run with checkpoint_dir=... can be resumed instead, to "
+            "the end that it would have had."
         )
         warnings.warn(message, TrainingWarning, stacklevel=3)
+
+
+def _bound(module: CountModel, dataset: Dataset, rows: np.ndarray) -> float:
+    """Mean evidence lower bound of some cells in nats."""
+    module.float().eval()
+    cells = query.Cells(dataset, rows, len(rows), next(module.parameters()).device)
+    return float(query.elbo(module, cells, seed=seeding.DEFAULT_SEED).mean())
+
+
+def _check_convergence(before: float, after: float, rate: float) -> None:
+    """Raise or warn where training has made a model worse.
+
+    Raises
+    ------
+    NonFiniteError
+        If it gives no finite bound any more.
+    """
+    advice = (
+        f"The learning rate is too high: train a new model with a lower one, plan_kwargs={{'lr': {rate / 10:.1g}}}."
+    )
+    if not math.isfinite(after):
+        message = f"Training diverged: the evidence lower bound of the cells is {after}. {advice}"
+        raise NonFiniteError(message)
+    if after < before:
+        message = (
+            f"Training diverged: the evidence lower bound is {after:,.1f} nats per cell, and was {before:,.1f} before. "
+            f"{advice}"
+        )
+        warnings.warn(message, TrainingWarning, stacklevel=4)
 
 
 def fill_levels_without_data(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:

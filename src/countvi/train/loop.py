@@ -132,7 +132,6 @@ class _Run:
         self.learning_rate = self.plan.learning_rate(total)
         self.kl_weight = self.plan.kl_weight(total, self.n_steps, restarted=config.first_epoch > 0)
         self.state = self._start()
-        self.epoch_under_way = False
         self.graph_steps = self._record()
 
     def _record(self) -> CudaGraphSteps | None:
@@ -190,10 +189,8 @@ class _Run:
         try:
             while self.state.epochs_done < self.config.max_epochs and not stop:
                 progress.epoch = self.config.first_epoch + self.state.epochs_done
-                self.epoch_under_way = True
                 row = self.epoch(progress.epoch)
                 stop = self.record_epoch(row)
-                self.epoch_under_way = False
                 progress.row, progress.epochs_done = row, self.state.epochs_done
                 self._call("on_epoch_end", progress)
                 self.fabric.log_dict(row, step=progress.epoch)
@@ -203,8 +200,9 @@ class _Run:
             # Several processes are interrupted one by one, and would wait for each other.
             if self.world > 1 or not self.state.rows:
                 raise
-            if self.epoch_under_way:
-                self.before_epoch.restore(self.model, self.optimizer)
+            n_rows, snapshot = self.before_epoch
+            if n_rows == len(self.state.rows):  # in the middle of an epoch
+                snapshot.restore(self.model, self.optimizer)
             progress.interrupted = True
         finally:
             self._call("on_train_end", progress)
@@ -223,7 +221,8 @@ class _Run:
         dropout = seeding.generator(config.seed, _DROPOUT, epoch, self.rank).initial_seed()
         self.loss_module.train()
         # At every epoch, so that a resumed run goes back to where an uninterrupted one would.
-        self.snapshot = self.before_epoch = Snapshot(self.model, self.optimizer)
+        self.snapshot = Snapshot(self.model, self.optimizer)
+        self.before_epoch = (len(self.state.rows), self.snapshot)
         sums = self.replay(epoch, noise, dropout)
         if sums is None:
             sums = EpochSums()
