@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from countvi.errors import OptionError
-from countvi.typing import Cells, CellsGenes, Codes
+from countvi.typing import CellsGenes, Codes, PerCell
 
 RNA = "rna"
 """Name of the modality in models that have one."""
@@ -72,7 +72,7 @@ class CountBlock:
         """Position of each entry in the row-major dense matrix, shape ``(nonzeros,)``, int64."""
         return self.rows * self.n_features + self.columns
 
-    def totals(self) -> Cells:
+    def totals(self) -> PerCell:
         """Sum of each row, shape ``(cells,)``."""
         return torch.segment_reduce(self.values, "sum", offsets=self.offsets, initial=0.0)
 
@@ -96,7 +96,7 @@ class CountBlock:
         """Apply a function with ``function(0) = 0`` to the stored entries."""
         return dataclasses.replace(self, values=function(self.values))
 
-    def divide_rows(self, divisor: Cells) -> CountBlock:
+    def divide_rows(self, divisor: PerCell) -> CountBlock:
         """Divide the entries of each row by one number, shape ``(cells,)``."""
         return dataclasses.replace(self, values=self.values / divisor.index_select(0, self.rows))
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-Cells = Annotated[Tensor, "*samples cells"]
+PerCell = Annotated[Tensor, "*samples cells"]
 """One number per cell."""
 CellsGenes = Annotated[Tensor, "*samples cells genes"]
 """One number per cell and gene."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from countvi import ops
 from countvi.likelihoods.base import CountRate
 from countvi.ops import Indexed, Link
-from countvi.typing import Cells, CellsGenes, CellsHidden
+from countvi.typing import CellsGenes, CellsHidden, PerCell
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class AmbientRate(CountRate):
     hidden: CellsHidden
     weight: Tensor
     bias: Tensor
-    log_library: Cells
+    log_library: PerCell
     log_unit: Tensor
     log_background: Indexed | None = None
     log_scaling: Indexed | None = None

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints
 
 from countvi.batch import CountBlock
 from countvi.errors import MismatchError, OptionError
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 class CountRate(Protocol):
@@ -77,7 +77,7 @@ class CountLikelihood(Distribution, ABC):
         self.rate = rate
         super().__init__(rate.batch_shape, torch.Size([rate.n_genes]), validate_args=False)
 
-    def log_prob(self, counts: CountBlock) -> Cells:
+    def log_prob(self, counts: CountBlock) -> PerCell:
         """Log-likelihood of each cell in nats, summed over genes.
 
         Parameters
@@ -101,7 +101,7 @@ class CountLikelihood(Distribution, ABC):
         return self._log_prob(counts)
 
     @abstractmethod
-    def _log_prob(self, counts: CountBlock) -> Cells:
+    def _log_prob(self, counts: CountBlock) -> PerCell:
         """Evaluate :meth:`log_prob` for counts of the right shape."""
 
     @property

@@ -14,7 +14,7 @@ from countvi.likelihoods.ambient_rate import AmbientRate
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.negative_binomial import negative_binomial_variance, sample_negative_binomial
 from countvi.ops import Indexed
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 # Entries of a matrix of cells x genes that are held at once: 16 MiB in float32. Beyond it (many genes, many draws) the
 # log-likelihood is computed in parts of the genes.
@@ -42,7 +42,7 @@ class GammaPoisson(CountLikelihood):
         self.log_theta = log_theta
         self.measured = measured
 
-    def _log_prob(self, counts: CountBlock) -> Cells:
+    def _log_prob(self, counts: CountBlock) -> PerCell:
         if self.measured is None:
             return _log_prob(self.rate, self.log_theta, counts, counts.n_cells)
         index = self.measured.nonzero().squeeze(1)
@@ -73,7 +73,7 @@ class GammaPoisson(CountLikelihood):
         return sample_negative_binomial(self.rate, self.log_theta.of_cells(), sample_shape, generator)
 
 
-def _log_prob(rate: AmbientRate, log_theta: Indexed, counts: CountBlock, n_cells: int) -> Cells:
+def _log_prob(rate: AmbientRate, log_theta: Indexed, counts: CountBlock, n_cells: int) -> PerCell:
     n_parts = max(1, math.ceil(rate.batch_shape.numel() * rate.n_genes / _BLOCK))
     tables = (log_theta, rate.log_background, rate.log_scaling)
     step = max(1, math.ceil(rate.n_genes / n_parts))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from countvi.likelihoods.base import CountRate
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class MixedRate(CountRate):
     log_alpha: Tensor
     abundance: Tensor
     noise: Tensor
-    log_library: Cells
+    log_library: PerCell
     p_logits: Tensor
 
     @property

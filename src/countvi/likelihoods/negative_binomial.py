@@ -11,7 +11,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.likelihoods.base import CountLikelihood, CountRate
 from countvi.likelihoods.rate import Rate
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 class NegativeBinomial(CountLikelihood):
@@ -31,7 +31,7 @@ class NegativeBinomial(CountLikelihood):
         super().__init__(rate)
         self.log_theta = log_theta
 
-    def _log_prob(self, counts: CountBlock) -> Cells:
+    def _log_prob(self, counts: CountBlock) -> PerCell:
         rate = self.rate
         return ops.negative_binomial(rate.logits, rate.log_library, self.log_theta, counts, rate.link)
 

@@ -11,7 +11,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.mixture_rate import MixtureRate
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 class NegativeBinomialMixture(CountLikelihood):
@@ -35,7 +35,7 @@ class NegativeBinomialMixture(CountLikelihood):
         self.log_theta = log_theta
         self.measured = measured
 
-    def _log_prob(self, counts: CountBlock) -> Cells:
+    def _log_prob(self, counts: CountBlock) -> PerCell:
         rate = self.rate
         return ops.negative_binomial_mixture(
             rate.log_background, rate.log_foreground, rate.pi_logits, self.log_theta, counts, self.measured

@@ -11,7 +11,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.rate import Rate
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 class Normal(CountLikelihood):
@@ -31,7 +31,7 @@ class Normal(CountLikelihood):
         super().__init__(rate)
         self.log_scale = log_scale
 
-    def _log_prob(self, counts: CountBlock) -> Cells:
+    def _log_prob(self, counts: CountBlock) -> PerCell:
         rate = self.rate
         return ops.normal(rate.logits, rate.log_library, self.log_scale, counts, rate.link)
 

@@ -10,7 +10,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.rate import Rate
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 class Poisson(CountLikelihood):
@@ -18,7 +18,7 @@ class Poisson(CountLikelihood):
 
     rate: Rate
 
-    def _log_prob(self, counts: CountBlock) -> Cells:
+    def _log_prob(self, counts: CountBlock) -> PerCell:
         return ops.poisson(self.rate.logits, self.rate.log_library, counts, self.rate.link)
 
     @property

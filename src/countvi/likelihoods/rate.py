@@ -11,7 +11,7 @@ from torch import Tensor
 from countvi import ops
 from countvi.likelihoods.base import CountRate
 from countvi.ops import Link
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class LogitRate(CountRate, ABC):
     """
 
     logits: CellsGenes
-    log_library: Cells
+    log_library: PerCell
 
     @property
     def batch_shape(self) -> torch.Size:

@@ -12,7 +12,7 @@ from countvi.batch import CountBlock
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.mixed_rate import MixedRate
 from countvi.likelihoods.rate import ShapeRate
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 class RateShapeNegativeBinomial(CountLikelihood):
@@ -33,7 +33,7 @@ class RateShapeNegativeBinomial(CountLikelihood):
     def __init__(self, rate: ShapeRate | MixedRate) -> None:
         super().__init__(rate)
 
-    def _log_prob(self, counts: CountBlock) -> Cells:
+    def _log_prob(self, counts: CountBlock) -> PerCell:
         rate = self.rate
         if isinstance(rate, MixedRate):
             if rate.hidden.ndim > 3:

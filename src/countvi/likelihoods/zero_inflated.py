@@ -13,7 +13,7 @@ from countvi.batch import CountBlock
 from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.negative_binomial import negative_binomial_variance, sample_negative_binomial
 from countvi.likelihoods.rate import Rate
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 class ZeroInflatedNegativeBinomial(CountLikelihood):
@@ -42,7 +42,7 @@ class ZeroInflatedNegativeBinomial(CountLikelihood):
         """Log-odds of the dropout probability, shape ``(*samples, cells, genes)``."""
         return self._pi_logits if isinstance(self._pi_logits, Tensor) else self._pi_logits()
 
-    def _log_prob(self, counts: CountBlock) -> Cells:
+    def _log_prob(self, counts: CountBlock) -> PerCell:
         rate = self.rate
         return ops.zero_inflated_negative_binomial(
             rate.logits, rate.log_library, self.log_theta, self.pi_logits, counts, rate.link

@@ -17,7 +17,7 @@ from torch.nn import functional
 from countvi import ops
 from countvi.batch import CountBlock, Design, Factor
 from countvi.nn.levels import ByLevel
-from countvi.typing import Cells
+from countvi.typing import PerCell
 
 
 class LevelTable(ByLevel):
@@ -70,7 +70,7 @@ class CountInput:
 
     blocks: Sequence[CountBlock]
     log1p: bool
-    divisors: Sequence[Cells | None] = (None,)
+    divisors: Sequence[PerCell | None] = (None,)
 
     def dropped(self, share: float) -> CountInput:
         """Return them with a share of the entries dropped; what is zero stays zero, dropped or not."""

@@ -19,7 +19,7 @@ from countvi.nn.levels import ByLevel
 from countvi.nn.linear import Head, LastLayer, head
 from countvi.nn.protein import BackgroundPrior, Efficiency
 from countvi.ops import Link
-from countvi.typing import Cells
+from countvi.typing import PerCell
 
 # Keeps the posterior of a background from collapsing onto a point.
 _MIN_SCALE = 1e-8
@@ -110,7 +110,7 @@ class ObserveRateShape(nn.Module):
         self.f = Head(n_hidden, n_genes)
         self.p_logits = nn.Parameter(torch.randn(n_genes))
 
-    def forward(self, hidden: Tensor, log_library: Cells, design: Design) -> CountLikelihood:
+    def forward(self, hidden: Tensor, log_library: PerCell, design: Design) -> CountLikelihood:
         """Return the distribution of the counts."""
         return RateShapeNegativeBinomial(ShapeRate(self.f(hidden), log_library, self.p_logits))
 
@@ -135,7 +135,7 @@ class ObserveMeanDispersion(nn.Module):
         self.label_bias = nn.Parameter(torch.zeros(labels.n_levels, n_genes))
         self.labels = labels
 
-    def forward(self, hidden: Tensor, log_library: Cells, design: Design) -> CountLikelihood:
+    def forward(self, hidden: Tensor, log_library: PerCell, design: Design) -> CountLikelihood:
         """Return the distribution of the counts."""
         logits = self.f(hidden) + functional.embedding(design.levels(self.labels), self.label_bias)
         return NegativeBinomial(Rate(logits, log_library, Link.SOFTMAX), self.log_theta)

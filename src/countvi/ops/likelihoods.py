@@ -11,12 +11,24 @@ from countvi.ops._backend import full, implementation
 from countvi.ops.affine import Affine
 from countvi.ops.indexed import Indexed
 from countvi.ops.link import Link
-from countvi.typing import Cells, CellsGenes, CellsHidden, CellsTypes, CellsTypesHidden, Genes
+from countvi.typing import CellsGenes, CellsHidden, CellsTypes, CellsTypesHidden, Genes, PerCell
+
+__all__ = [
+    "gamma_poisson",
+    "gamma_poisson_head",
+    "mixed_types_negative_binomial",
+    "negative_binomial",
+    "negative_binomial_mixture",
+    "normal",
+    "poisson",
+    "rate_shape_negative_binomial",
+    "zero_inflated_negative_binomial",
+]
 
 
 def negative_binomial(
-    logits: CellsGenes, log_library: Cells, log_theta: Tensor, counts: CountBlock, link: Link
-) -> Cells:
+    logits: CellsGenes, log_library: PerCell, log_theta: Tensor, counts: CountBlock, link: Link
+) -> PerCell:
     r"""Log-likelihood of counts that are negative binomial with mean mu and inverse dispersion theta.
 
     .. math:: \log p(x) = \log\Gamma(x + \theta) - \log\Gamma(\theta) - \log\Gamma(x + 1)
@@ -50,8 +62,8 @@ def negative_binomial(
 
 
 def zero_inflated_negative_binomial(
-    logits: CellsGenes, log_library: Cells, log_theta: Tensor, pi_logits: CellsGenes, counts: CountBlock, link: Link
-) -> Cells:
+    logits: CellsGenes, log_library: PerCell, log_theta: Tensor, pi_logits: CellsGenes, counts: CountBlock, link: Link
+) -> PerCell:
     r"""Log-likelihood of negative binomial counts that were replaced by zero with probability pi.
 
     .. math:: \log p(0) = \log\left(\pi + (1 - \pi)\, \mathrm{NB}(0)\right), \qquad
@@ -81,7 +93,7 @@ def zero_inflated_negative_binomial(
     return chosen.zero_inflated_negative_binomial(logits, log_library, log_theta, pi_logits, counts, link)
 
 
-def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Link) -> Cells:
+def poisson(logits: CellsGenes, log_library: PerCell, counts: CountBlock, link: Link) -> PerCell:
     r"""Log-likelihood of Poisson counts.
 
     .. math:: \log p(x) = x \log\mu - \mu - \log\Gamma(x + 1)
@@ -109,12 +121,12 @@ def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Li
 
 def gamma_poisson(
     logits: CellsGenes,
-    log_library: Cells,
+    log_library: PerCell,
     log_theta: Indexed,
     log_background: Indexed | None,
     log_scaling: Indexed | None,
     counts: CountBlock,
-) -> Cells:
+) -> PerCell:
     r"""Log-likelihood of negative binomial counts whose mean has an additive background and a scaling of its gene.
 
     .. math:: \mu = \ell\, y\, \left(\log(1 + e^{\text{logits}}) + B\right), \qquad
@@ -157,12 +169,12 @@ def gamma_poisson_head(
     hidden: CellsHidden,
     weight: Tensor,
     bias: Tensor,
-    log_library: Cells,
+    log_library: PerCell,
     tables: tuple[Indexed, Indexed | None, Indexed | None],
     counts: CountBlock,
     step: int,
     n_cells: int,
-) -> Cells:
+) -> PerCell:
     """Last layer of a decoder and :func:`gamma_poisson` in one: no matrix of cells x genes is kept for the gradient.
 
     Parameters
@@ -199,7 +211,7 @@ def negative_binomial_mixture(
     log_theta: Tensor,
     counts: CountBlock,
     measured: Tensor | None = None,
-) -> Cells:
+) -> PerCell:
     r"""Log-likelihood of protein counts that are background with probability pi, else foreground.
 
     .. math:: \log p(x) = \log\left(\pi\, \mathrm{NB}(x; \mu_1, \theta)
@@ -233,7 +245,9 @@ def negative_binomial_mixture(
     return implementation(*parameters).negative_binomial_mixture(*parameters, counts, measured)
 
 
-def rate_shape_negative_binomial(logits: CellsGenes, log_library: Cells, p_logits: Genes, counts: CountBlock) -> Cells:
+def rate_shape_negative_binomial(
+    logits: CellsGenes, log_library: PerCell, p_logits: Genes, counts: CountBlock
+) -> PerCell:
     r"""Log-likelihood of negative binomial counts whose shape is the rate, with log-odds of each gene.
 
     .. math:: \log p(x) = \log\Gamma(x + r) - \log\Gamma(r) - \log\Gamma(x + 1)
@@ -269,10 +283,10 @@ def mixed_types_negative_binomial(
     log_alpha: Genes,
     abundance: CellsTypes,
     noise: Genes,
-    log_library: Cells,
+    log_library: PerCell,
     p_logits: Genes,
     counts: CountBlock,
-) -> Cells:
+) -> PerCell:
     r"""Log-likelihood of the counts of spots, each a mixture of cell types with a state of their own, and of noise.
 
     .. math:: r_{sg} = \ell_s \left(\alpha_g \sum_c \beta_{sc} \log(1 + e^{w_g \cdot h_{sc} + b_g})
@@ -317,7 +331,7 @@ def mixed_types_negative_binomial(
     )
 
 
-def normal(logits: CellsGenes, log_library: Cells, log_scale: Tensor, counts: CountBlock, link: Link) -> Cells:
+def normal(logits: CellsGenes, log_library: PerCell, log_scale: Tensor, counts: CountBlock, link: Link) -> PerCell:
     r"""Log-likelihood of values that are normal around the rate.
 
     .. math:: \log p(x) = -\frac{(x - \mu)^2}{2\sigma^2} - \log\sigma - \frac{1}{2}\log 2\pi

@@ -8,7 +8,7 @@ from countvi.batch import CountBlock
 from countvi.ops import reference
 from countvi.ops._backend import implementation
 from countvi.ops.link import Link
-from countvi.typing import Cells, CellsGenes, CellsHidden
+from countvi.typing import CellsGenes, CellsHidden, PerCell
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def scale(logits: CellsGenes, link: Link) -> CellsGenes:
     return reference.scale(logits, link)
 
 
-def log_rate(logits: CellsGenes, log_library: Cells, link: Link) -> CellsGenes:
+def log_rate(logits: CellsGenes, log_library: PerCell, link: Link) -> CellsGenes:
     r"""Logarithm of the mean :math:`\mu = \ell\rho`.
 
     Parameters
@@ -183,7 +183,7 @@ def standard_deviation(log_variance: Tensor, floor: float, ceiling: float) -> Te
     return reference.standard_deviation(log_variance, floor, ceiling)
 
 
-def standard_divergence(loc: Tensor, scale: Tensor) -> Cells:
+def standard_divergence(loc: Tensor, scale: Tensor) -> PerCell:
     r"""Kullback-Leibler divergence of independent normals from unit normals.
 
     .. math:: \sum_d \tfrac12 \left(m_d^2 + s_d^2 - 1\right) - \log s_d
@@ -202,7 +202,7 @@ def standard_divergence(loc: Tensor, scale: Tensor) -> Cells:
 
 
 def sparse_linear(
-    counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool, divisor: Cells | None = None
+    counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool, divisor: PerCell | None = None
 ) -> CellsHidden:
     r"""First layer of an encoder: a linear map of counts, or of :math:`\log(1 + x)`.
 

@@ -186,6 +186,7 @@ class _Run:
         self._warn_about_warmup()
         self._call("on_train_start", progress)
         stop = self.state.stopper is not None and self.state.stopper.exhausted
+        self.before_epoch = (len(self.state.rows), Snapshot(self.model, self.optimizer))
         try:
             while self.state.epochs_done < self.config.max_epochs and not stop:
                 progress.epoch = self.config.first_epoch + self.state.epochs_done

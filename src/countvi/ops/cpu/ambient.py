@@ -24,7 +24,7 @@ from countvi.ops.cpu.differentiable import Fixed, Input, Operation, Per, job_of_
 from countvi.ops.cpu.elementary import ONE, TWO, ZERO, atanh_excess, exp, exp64, log, log64
 from countvi.ops.cpu.pointers import counts_of, integers, matrix, vector
 from countvi.ops.indexed import Indexed
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 INPUTS = (
     Input("logits", Per.ENTRY),
@@ -248,12 +248,12 @@ GAMMA_POISSON = Operation(_make_kernel(digest()), JOB, INPUTS)
 
 def gamma_poisson(
     logits: CellsGenes,
-    log_library: Cells,
+    log_library: PerCell,
     log_theta: Indexed,
     log_background: Indexed | None,
     log_scaling: Indexed | None,
     counts: CountBlock,
-) -> Cells:
+) -> PerCell:
     """Log-likelihood per cell."""
     tables = checked(log_theta, log_background, log_scaling, logits, counts)
     inputs = (logits, log_library, *(t.table for t in tables))

@@ -17,19 +17,19 @@ from countvi.ops.cpu.ambient import GAMMA_POISSON, checked, codes, exponentials
 from countvi.ops.cpu.differentiable import Fixed, Gradients, differentiable
 from countvi.ops.cpu.product import product
 from countvi.ops.indexed import Indexed
-from countvi.typing import Cells, CellsHidden
+from countvi.typing import CellsHidden, PerCell
 
 
 def gamma_poisson_head(
     hidden: CellsHidden,
     weight: Tensor,
     bias: Tensor,
-    log_library: Cells,
+    log_library: PerCell,
     tables: tuple[Indexed, Indexed | None, Indexed | None],
     counts: CountBlock,
     step: int,
     n_cells: int,
-) -> Cells:
+) -> PerCell:
     """Log-likelihood per cell."""
     given = checked(*tables, weight, counts)
     shape = torch.broadcast_shapes(hidden.shape[:-1], log_library.shape)

@@ -26,7 +26,7 @@ from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, part, s
 from countvi.ops.cpu.elementary import ONE, ZERO, log_one_minus
 from countvi.ops.cpu.launch import COUNTS, job_type, launch, readable
 from countvi.ops.cpu.pointers import copy, counts_of, matrix, vector
-from countvi.typing import Cells, CellsHidden
+from countvi.typing import CellsHidden, PerCell
 
 JOB = job_type(f"{COUNTS} hidden tasks log1p divisor entries weight bias out d_out d_weight")
 """``tasks`` are parts of the cells going forward and of the genes going back; ``entries`` are the encoded counts."""
@@ -147,7 +147,7 @@ _FORWARD, _BACKWARD = _make_kernels(digest())
 
 
 def sparse_linear(
-    counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool, divisor: Cells | None = None
+    counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool, divisor: PerCell | None = None
 ) -> CellsHidden:
     """Counts, or their log1p, times the transposed weight, plus the bias."""
     if counts.values.requires_grad:

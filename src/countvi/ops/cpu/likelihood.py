@@ -25,7 +25,7 @@ from countvi.ops.cpu.differentiable import Input, Operation, Per, job_of_rows
 from countvi.ops.cpu.elementary import ZERO
 from countvi.ops.cpu.pointers import counts_of, matrix, vector
 from countvi.ops.link import Link
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 INPUTS = (
     Input("logits", Per.ENTRY),
@@ -220,21 +220,21 @@ _LOG_LIKELIHOOD = Operation(_make_kernel(digest()), JOB, INPUTS)
 
 
 def negative_binomial(
-    logits: CellsGenes, log_library: Cells, log_theta: Tensor, counts: CountBlock, link: Link
-) -> Cells:
+    logits: CellsGenes, log_library: PerCell, log_theta: Tensor, counts: CountBlock, link: Link
+) -> PerCell:
     """Log-likelihood per cell."""
     inputs = (logits, log_library, log_theta)
     return _LOG_LIKELIHOOD(inputs, counts, family=_NEGATIVE_BINOMIAL, softmax=link is Link.SOFTMAX)
 
 
 def zero_inflated_negative_binomial(
-    logits: CellsGenes, log_library: Cells, log_theta: Tensor, pi_logits: CellsGenes, counts: CountBlock, link: Link
-) -> Cells:
+    logits: CellsGenes, log_library: PerCell, log_theta: Tensor, pi_logits: CellsGenes, counts: CountBlock, link: Link
+) -> PerCell:
     """Log-likelihood per cell."""
     inputs = (logits, log_library, log_theta, pi_logits)
     return _LOG_LIKELIHOOD(inputs, counts, family=_ZERO_INFLATED, softmax=link is Link.SOFTMAX)
 
 
-def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Link) -> Cells:
+def poisson(logits: CellsGenes, log_library: PerCell, counts: CountBlock, link: Link) -> PerCell:
     """Log-likelihood per cell."""
     return _LOG_LIKELIHOOD((logits, log_library), counts, family=_POISSON, softmax=link is Link.SOFTMAX)

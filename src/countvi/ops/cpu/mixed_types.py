@@ -34,7 +34,7 @@ from countvi.ops.cpu.elementary import ZERO, log64
 from countvi.ops.cpu.launch import COUNTS, job_type, launch, readable
 from countvi.ops.cpu.pointers import counts_of, integers, matrix, vector
 from countvi.ops.cpu.product import product
-from countvi.typing import Cells, CellsTypes, CellsTypesHidden, Genes
+from countvi.typing import CellsTypes, CellsTypesHidden, Genes, PerCell
 
 JOB = job_type(
     f"{COUNTS} first here types pairs logits starts kinds abundance alpha noise library p_logits p_softplus p_sigmoid "
@@ -181,10 +181,10 @@ def mixed_types_negative_binomial(
     log_alpha: Genes,
     abundance: CellsTypes,
     noise: Genes,
-    log_library: Cells,
+    log_library: PerCell,
     p_logits: Genes,
     counts: CountBlock,
-) -> Cells:
+) -> PerCell:
     """Log-likelihood per spot.
 
     A few spots at a time: the product with the decoder's last layer, the kernel, which turns the logits into their

@@ -20,7 +20,7 @@ from countvi.ops.cpu.compiler import apart, digest, kernel, next_ticket, part, p
 from countvi.ops.cpu.differentiable import Input, Operation, Per, job_of_rows
 from countvi.ops.cpu.elementary import ZERO, exp64, log1p64
 from countvi.ops.cpu.pointers import counts_of, matrix, vector
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 INPUTS = (
     Input("log_background", Per.ENTRY),
@@ -184,7 +184,7 @@ def negative_binomial_mixture(
     log_theta: Tensor,
     counts: CountBlock,
     measured: Tensor | None = None,
-) -> Cells:
+) -> PerCell:
     """Log-likelihood per cell."""
     if measured is not None:
         size = (counts.n_cells, counts.n_features)

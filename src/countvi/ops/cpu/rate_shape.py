@@ -22,7 +22,7 @@ from countvi.ops.cpu.compiler import digest, kernel, next_ticket, part
 from countvi.ops.cpu.differentiable import Input, Operation, Per, job_of_rows
 from countvi.ops.cpu.elementary import ZERO
 from countvi.ops.cpu.pointers import copy, counts_of, matrix, vector
-from countvi.typing import Cells, CellsGenes, Genes
+from countvi.typing import CellsGenes, Genes, PerCell
 
 INPUTS = (Input("logits", Per.ENTRY), Input("log_library", Per.CELL), Input("p_logits", Per.GENE))
 JOB = job_of_rows(INPUTS, "p_softplus p_sigmoid")
@@ -108,7 +108,9 @@ def _make_kernel(sources: int):
 _RATE_SHAPE = Operation(_make_kernel(digest()), JOB, INPUTS)
 
 
-def rate_shape_negative_binomial(logits: CellsGenes, log_library: Cells, p_logits: Genes, counts: CountBlock) -> Cells:
+def rate_shape_negative_binomial(
+    logits: CellsGenes, log_library: PerCell, p_logits: Genes, counts: CountBlock
+) -> PerCell:
     """Log-likelihood per cell."""
     assert p_logits.shape == logits.shape[-1:], f"log-odds {tuple(p_logits.shape)} for {logits.shape[-1]} genes"
     p = p_logits.detach().contiguous()

@@ -24,17 +24,17 @@ from countvi.ops.indexed import Indexed
 from countvi.ops.reference.linear import linear
 from countvi.ops.reference.negative_binomial import negative_binomial_entries
 from countvi.ops.reference.rate import log_softplus
-from countvi.typing import Cells, CellsGenes, CellsHidden
+from countvi.typing import CellsGenes, CellsHidden, PerCell
 
 
 def gamma_poisson(
     logits: CellsGenes,
-    log_library: Cells,
+    log_library: PerCell,
     log_theta: Indexed,
     log_background: Indexed | None,
     log_scaling: Indexed | None,
     counts: CountBlock,
-) -> Cells:
+) -> PerCell:
     """Log-likelihood per cell."""
     log_mu = log_library[..., None] + _log_rho(logits, log_background)
     if log_scaling is not None:
@@ -51,12 +51,12 @@ def gamma_poisson_head(
     hidden: CellsHidden,
     weight: Tensor,
     bias: Tensor,
-    log_library: Cells,
+    log_library: PerCell,
     tables: tuple[Indexed, Indexed | None, Indexed | None],
     counts: CountBlock,
     step: int,
     n_cells: int,
-) -> Cells:
+) -> PerCell:
     """Log-likelihood per cell, of ``step`` genes at a time; each part is computed again for its gradient."""
 
     def of(start: int, stop: int, some: CountBlock) -> Tensor:

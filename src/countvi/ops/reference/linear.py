@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from countvi.batch import CountBlock
-from countvi.typing import Cells, CellsHidden
+from countvi.typing import CellsHidden, PerCell
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def sparse_linear(
-    counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool, divisor: Cells | None = None
+    counts: CountBlock, weight: Tensor, bias: Tensor | None, log1p: bool, divisor: PerCell | None = None
 ) -> CellsHidden:
     """Counts, or their log1p, times the transposed weight, plus the bias."""
     if divisor is not None:

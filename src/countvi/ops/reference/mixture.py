@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from countvi.batch import CountBlock
 from countvi.ops.reference.gamma import binet, binet_slope, log_ratio, log_ratio_slope
 from countvi.ops.reference.rate import softplus
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 def negative_binomial_mixture(
@@ -43,7 +43,7 @@ def negative_binomial_mixture(
     log_theta: Tensor,
     counts: CountBlock,
     measured: Tensor | None = None,
-) -> Cells:
+) -> PerCell:
     """Log-likelihood per cell."""
     parameters = torch.broadcast_tensors(log_background, log_foreground, mixing_logits, log_theta)
     return _Entries.apply(*parameters, counts, measured).sum(-1)

@@ -25,12 +25,12 @@ from countvi.ops.link import Link
 from countvi.ops.reference.gamma import binet, binet_slope, log_ratio, log_ratio_slope
 from countvi.ops.reference.rate import log_rate, softplus
 from countvi.ops.reference.stored import at_stored, put_stored
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 def negative_binomial(
-    logits: CellsGenes, log_library: Cells, log_theta: Tensor, counts: CountBlock, link: Link
-) -> Cells:
+    logits: CellsGenes, log_library: PerCell, log_theta: Tensor, counts: CountBlock, link: Link
+) -> PerCell:
     """Log-likelihood per cell."""
     return negative_binomial_entries(log_rate(logits, log_library, link), log_theta, counts).sum(-1)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from countvi.batch import CountBlock
 from countvi.ops.link import Link
 from countvi.ops.reference.rate import log_rate
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
-def normal(logits: CellsGenes, log_library: Cells, log_scale: Tensor, counts: CountBlock, link: Link) -> Cells:
+def normal(logits: CellsGenes, log_library: PerCell, log_scale: Tensor, counts: CountBlock, link: Link) -> PerCell:
     """Log-likelihood per cell."""
     mean = log_rate(logits, log_library, link).exp()
     z = (counts.to_dense().to(mean.dtype) - mean) * (-log_scale).exp()

@@ -8,10 +8,10 @@ from countvi.batch import CountBlock
 from countvi.ops.link import Link
 from countvi.ops.reference.rate import log_rate
 from countvi.ops.reference.stored import at_stored, put_stored
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
-def poisson(logits: CellsGenes, log_library: Cells, counts: CountBlock, link: Link) -> Cells:
+def poisson(logits: CellsGenes, log_library: PerCell, counts: CountBlock, link: Link) -> PerCell:
     """Log-likelihood per cell."""
     log_mu = log_rate(logits, log_library, link)
     x, stored = counts.values.double(), at_stored(log_mu, counts)

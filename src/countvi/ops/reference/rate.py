@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from countvi.ops.link import Link
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 EXACT_SOFTPLUS = 80.0
 """Beyond this, log(1 + exp(x)) is x in float64 too, and exp(x) does not yet overflow float32."""
@@ -35,6 +35,6 @@ def scale(logits: CellsGenes, link: Link) -> CellsGenes:
     return logits.softmax(-1) if link is Link.SOFTMAX else softplus(logits)
 
 
-def log_rate(logits: CellsGenes, log_library: Cells, link: Link) -> CellsGenes:
+def log_rate(logits: CellsGenes, log_library: PerCell, link: Link) -> CellsGenes:
     """Logarithm of mu = library * rho."""
     return log_library[..., None] + log_scale(logits, link)

@@ -25,14 +25,16 @@ from countvi.ops.link import Link
 from countvi.ops.reference.gamma import binet, binet_slope, log_ratio, log_ratio_slope
 from countvi.ops.reference.rate import log_rate, softplus
 from countvi.ops.reference.stored import at_stored, put_stored
-from countvi.typing import Cells, CellsGenes, CellsTypes, CellsTypesHidden, Genes
+from countvi.typing import CellsGenes, CellsTypes, CellsTypesHidden, Genes, PerCell
 
 _LOWEST = -80.0
 _SMALLEST = 1e-30
 """By a shape that is smaller, the derivative is as there, so that it stays finite."""
 
 
-def rate_shape_negative_binomial(logits: CellsGenes, log_library: Cells, p_logits: Genes, counts: CountBlock) -> Cells:
+def rate_shape_negative_binomial(
+    logits: CellsGenes, log_library: PerCell, p_logits: Genes, counts: CountBlock
+) -> PerCell:
     """Log-likelihood per cell."""
     shape = log_library.exp()[..., None] * softplus(logits)
     log_shape = at_stored(log_rate(logits, log_library, Link.SOFTPLUS), counts)
@@ -45,10 +47,10 @@ def mixed_types_negative_binomial(
     log_alpha: Genes,
     abundance: CellsTypes,
     noise: Genes,
-    log_library: Cells,
+    log_library: PerCell,
     p_logits: Genes,
     counts: CountBlock,
-) -> Cells:
+) -> PerCell:
     """Log-likelihood per spot."""
     types, of_noise = abundance[:, :-1], abundance[:, -1:]
     types = torch.where(types == 0, 0.0, types)  # without a slope

@@ -21,12 +21,12 @@ from countvi.ops.link import Link
 from countvi.ops.reference.negative_binomial import negative_binomial_entries
 from countvi.ops.reference.rate import log_rate, softplus
 from countvi.ops.reference.stored import at_stored, put_stored
-from countvi.typing import Cells, CellsGenes
+from countvi.typing import CellsGenes, PerCell
 
 
 def zero_inflated_negative_binomial(
-    logits: CellsGenes, log_library: Cells, log_theta: Tensor, pi_logits: CellsGenes, counts: CountBlock, link: Link
-) -> Cells:
+    logits: CellsGenes, log_library: PerCell, log_theta: Tensor, pi_logits: CellsGenes, counts: CountBlock, link: Link
+) -> PerCell:
     """Log-likelihood per cell."""
     entries = negative_binomial_entries(log_rate(logits, log_library, link), log_theta, counts)
     return zero_inflate(entries, pi_logits, counts).sum(-1)
