@@ -25,7 +25,7 @@ from countvi.data.purposes import CovariateKeys
 from countvi.data.registry import BATCH_COLUMN, Column, Gaps, Modality, Purposes, Registry
 from countvi.data.rows import ColumnMap
 from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_by_purpose, setup_mudata
-from countvi.data.snapshot import Snapshot
+from countvi.data.snapshot import DataSnapshot
 from countvi.data.source import BackedSource, CountSource, InMemorySource, UnpairedSource, open_source
 from countvi.data.splits import Split, make_split, split_from_indices
 from countvi.data.storable import storable
@@ -43,6 +43,7 @@ __all__ = [
     "CountSource",
     "CountSummary",
     "CovariateKeys",
+    "DataSnapshot",
     "Dataset",
     "Gaps",
     "InMemorySource",
@@ -53,7 +54,6 @@ __all__ = [
     "Purposes",
     "Registry",
     "SetupRecords",
-    "Snapshot",
     "Split",
     "UnpairedSource",
     "bind",

@@ -26,7 +26,7 @@ _SAMPLED = 4_096
 
 
 @dataclass(frozen=True, eq=False)
-class Snapshot:
+class DataSnapshot:
     """Names, covariates and counts of data at one time.
 
     Parameters
@@ -44,7 +44,7 @@ class Snapshot:
     counts: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, data: Container, dataset: Dataset) -> Snapshot:
+    def of(cls, data: Container, dataset: Dataset) -> DataSnapshot:
         """Look at data that a model is bound to.
 
         Parameters
@@ -57,17 +57,17 @@ class Snapshot:
         counts = {name: source.sampled(_SAMPLED) for name, source in dataset.sources.items() if source.in_memory}
         return cls(_names(data), _covariates(data, dataset.registry), counts)
 
-    def same_cells(self, now: Snapshot) -> bool:
+    def same_cells(self, now: DataSnapshot) -> bool:
         """Whether the cells are the same, in the same order and by the same names."""
         return len(self.names) == len(now.names) and all(
             before is after or before.equals(after) for before, after in zip(self.names, now.names, strict=True)
         )
 
-    def changed_covariates(self, now: Snapshot) -> list[str]:
+    def changed_covariates(self, now: DataSnapshot) -> list[str]:
         """Return the columns of ``obs`` that hold other values, or are gone."""
         return [key for key, value in self.covariates.items() if now.covariates.get(key) != value]
 
-    def changed_counts(self, now: Snapshot) -> list[str]:
+    def changed_counts(self, now: DataSnapshot) -> list[str]:
         """Return the modalities whose counts were written over."""
         return [name for name, values in self.counts.items() if not _equal(values, now.counts.get(name))]
 

@@ -26,6 +26,7 @@ from countvi.estimators.build.spots_start import (
 )
 from countvi.estimators.readouts import evidence, spot_analysis, spots
 from countvi.estimators.signatures import passes_on_to
+from countvi.estimators.splits import settle_split
 from countvi.estimators.state import TrainingDefaults
 from countvi.train.config import plan_entries
 
@@ -262,7 +263,7 @@ class DestVI(Estimator["DestVIModel"]):
             raise OptionError(message)
         if self.options.amortised[1] and not self.is_trained and self._taught is not None:
             # The network of the abundances starts where those of spots by themselves do.
-            split = training.settle_split(self.split, request.split, self.dataset.n_cells, request.seed)
+            split = settle_split(self.split, request.split, self.dataset.n_cells, request.seed)
             self.module.cpu()
             teaching = Teaching(self._taught, request.batch_size, request.seed)
             teach_abundances(self.module, self.dataset, split, teaching)

@@ -177,7 +177,7 @@ class Fitted(ABC, Generic[M]):
         self.is_trained = False
         self.options: Any = self._parse(arguments, registry)
         self._adata: Container | None = None
-        self._snapshot: data_layer.Snapshot | None = None
+        self._snapshot: data_layer.DataSnapshot | None = None
         self.bound: data_layer.Dataset | None = None
         if adata is not None:
             self._take(adata, self._bind(adata))
@@ -262,7 +262,13 @@ class Fitted(ABC, Generic[M]):
         return self.defaults
 
     def extended_registry(self, adata: Container) -> data_layer.Registry:
-        """Return what this model was set up with, and the categories of a query besides."""
+        """Return what this model was set up with, and the categories of a query besides.
+
+        Parameters
+        ----------
+        adata
+            The query.
+        """
         return data_layer.extend(self.registry, adata, self._unread_roles)
 
     @property
@@ -290,7 +296,7 @@ class Fitted(ABC, Generic[M]):
 
     def _take(self, adata: Container, dataset: data_layer.Dataset) -> None:
         self._adata, self.bound = adata, dataset
-        self._snapshot = data_layer.Snapshot.of(adata, dataset)
+        self._snapshot = data_layer.DataSnapshot.of(adata, dataset)
 
     @property
     def adata(self) -> Any:
@@ -319,7 +325,7 @@ class Fitted(ABC, Generic[M]):
         """
         if self.bound is None or self._snapshot is None or self._adata is None:
             return
-        before, now = self._snapshot, data_layer.Snapshot.of(self._adata, self.bound)
+        before, now = self._snapshot, data_layer.DataSnapshot.of(self._adata, self.bound)
         same_cells, covariates = before.same_cells(now), before.changed_covariates(now)
         counts = before.changed_counts(now)
         if same_cells and not covariates and not counts:

@@ -297,7 +297,13 @@ class TOTALVI(Estimator["TOTALVIModel"]):
         return data_layer.prepare_query_mudata(mdata, reference_model.registry)
 
     def extended_registry(self, adata: Container) -> data_layer.Registry:
-        """Return what this model was set up with, and the categories and panels of a query besides."""
+        """Return what this model was set up with, and the categories and panels of a query besides.
+
+        Parameters
+        ----------
+        adata
+            The query.
+        """
         registry = super().extended_registry(adata)
         if self.options.override_missing_proteins:
             return registry

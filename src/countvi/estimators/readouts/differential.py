@@ -79,8 +79,9 @@ def differential_expression(
     all_stats
         Add means of the observed counts.
     batch_correction
-        Decode the draws under the batches of ``batchid1`` and ``batchid2`` (by default all), and pair them within
-        a batch; otherwise each cell in its own. Entries are as in ``transform_batch``.
+        Decode the draws under given batches, and pair them within a batch; otherwise each cell in its own.
+    batchid1, batchid2
+        Those of the first and of the second population, by default all. Entries are as in ``transform_batch``.
     fdr_target
         Share of false discoveries to aim at.
     silent
@@ -106,6 +107,8 @@ def differential_expression(
     pseudocounts
         Added to frequencies before logarithms; ``None`` estimates it: the 90% quantile, over features with a mean
         count below ``threshold_counts`` in a population, of the largest frequency drawn.
+    threshold_counts
+        Features with a smaller mean count in a population show what an estimated pseudocount must hide.
     change_fn
         ``"log-fold"`` (default), ``"difference"`` of frequencies, or a function of both frequencies (draws x
         features) and the pseudocounts.
