@@ -18,8 +18,8 @@ import yaml
 
 import countvi
 from countvi.cli import main
-from countvi.cli._folder import RunFolder
-from countvi.cli._train import kept_elbo
+from countvi.cli.folder import RunFolder
+from countvi.cli.train import kept_elbo
 
 SMALL = ["--max-epochs", "2", "--n-hidden", "8", "--n-latent", "2", "--quiet"]
 
