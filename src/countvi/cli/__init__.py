@@ -5,25 +5,20 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from countvi import __version__
+from countvi.cli.layout import Commands, Listed
 from countvi.errors import CountviError
 
+# Plain help: the tables of rich cut names where a terminal is narrow.
+_LOOK: dict[str, Any] = {"cls": Commands, "no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(
-    help="Deep generative models of single-cell counts.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # whose tables cut names where a terminal is narrow
+    help="Deep generative models of single-cell counts.", add_completion=False, pretty_exceptions_enable=False, **_LOOK
 )
-models = typer.Typer(
-    help="Train a model and write it, its latent space and its training curves.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+models = typer.Typer(help="Train a model and write it, its latent space and its training curves.", **_LOOK)
 app.add_typer(models, name="train")
 
 _TRAIN = {
@@ -48,7 +43,9 @@ def _say_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_say_version, is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Deep generative models of single-cell counts."""
@@ -72,8 +69,12 @@ _add(models, _TRAIN)
 _add(app, _OTHERS)
 
 
-@app.command("info")
-def info(folder: Annotated[Path, typer.Argument(help="Folder of a saved model.")]) -> None:
+@app.command("info", cls=Listed)
+def info(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a saved model.", metavar="FOLDER", rich_help_panel="Arguments")
+    ],
+) -> None:
     """Say what is in a saved model."""
     from countvi.cli.info import describe
 

@@ -30,7 +30,6 @@ LEFT_OUT = {
     "enable_progress_bar": "--quiet of the command",
     "resume": "--resume of the command, which looks at --out too",
     "train.seed": "that of the model",
-    "load_query_data.seed": "that of the reference",
 }
 """Arguments that are no options, and why; with a function before the dot, of that function only."""
 
@@ -102,10 +101,11 @@ class Option:
 
 
 def kinds_of(annotation: Any) -> tuple[Any, ...]:
-    """Return the types of a union that can be written down: without ``None``, functions and, beside others, ``Any``."""
+    """Return the types of a union that can be written down: no ``None``, function or mask, ``Any`` only if alone."""
     union = get_origin(annotation) in (Union, UnionType)
     parts = [part for part in (get_args(annotation) if union else (annotation,)) if part is not NoneType]
-    return tuple(part for part in parts if get_origin(part) is not Callable and part is not Any) or (Any,)
+    left_out = (Any, Sequence[bool], slice)
+    return tuple(part for part in parts if get_origin(part) is not Callable and part not in left_out) or (Any,)
 
 
 def signature_of(name: str, group: str | None = None) -> list[Option]:
