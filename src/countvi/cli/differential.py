@@ -46,7 +46,11 @@ def run(folder: Path, counts: Path, *, out: Path, overwrite: bool = False, given
     arguments = given.of("differential_expression")
     with notes():
         model_class = _class_of(folder)
-        given.check(model_class.differential_expression, ("differential_expression",), f"a {model_class.__name__}")
+        given.check(
+            model_class.differential_expression,
+            ("differential_expression",),
+            f"a model of class {model_class.__name__}",
+        )
         table = model_class.load(folder, _read(counts)).differential_expression(**arguments)
     if isinstance(table, dict):
         table = pd.concat(table, names=["modality", "feature"])

@@ -80,7 +80,7 @@ def run(
         if command is None or not hasattr(model_class, "load_query_data"):
             message = f"No cells are mapped onto a {model_class.__name__}."
             raise OptionError(message)
-        given.check(model_class.train, ("train",), f"a {command.model}")
+        given.check(model_class.train, ("train",), f"a model of class {command.model}")
         known = None if reference_cells is None else command.read(reference_cells)
         model = model_class.load(reference, known if labels_key else False)
         if labels_key and model.adata is None:
