@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +16,8 @@ import yaml
 
 import countvi
 from countvi.cli import main
-from countvi.cli._folder import RunFolder
-from countvi.cli._train import kept_elbo
+from countvi.cli.folder import RunFolder
+from countvi.cli.train import kept_elbo
 
 SMALL = ["--max-epochs", "2", "--n-hidden", "8", "--n-latent", "2", "--quiet"]
 
@@ -262,24 +260,6 @@ def test_the_elbo_it_reports_is_that_of_the_weights_it_keeps():
     assert kept_elbo(table, early_stopping=False) == (-9.0, "held-out cells")
     assert kept_elbo(table.drop(columns="elbo_validation"), early_stopping=False) == (-4.0, "training cells")
     assert kept_elbo(table.assign(kl_weight=0.5), early_stopping=True) == (-9.0, "held-out cells")
-
-
-def test_the_defaults_in_the_help_are_those_of_the_model(monkeypatch):
-    from countvi import cli
-
-    monkeypatch.setenv("COLUMNS", "300")  # an option a line
-    code = "from countvi.cli import main; main(['train', 'scvi', '--help'])"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    said = dict(re.findall(r"--([\w-]+)[ ].*\(default: (.*)\)\.", shown))
-    defaults = {
-        **inspect.signature(countvi.SCVI.__init__).parameters,
-        **{name: inspect.signature(countvi.SCVI.train).parameters[name] for name in ("batch_size", "accelerator")},
-    }
-    names = [name for name in inspect.signature(cli.train_scvi).parameters if name in defaults]
-    assert len(names) == 11
-    for name in names:
-        default = countvi.SCVI.defaults.batch_size if name == "batch_size" else defaults[name].default
-        assert said[name.replace("_", "-")] == ("no" if default is False else str(default)), name
 
 
 def test_remarks_on_the_data_are_notes(tmp_path, counts, capsys):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import anndata
@@ -131,30 +127,3 @@ def test_what_a_user_can_mend_is_one_sentence(arguments, sentence, multiome, cel
     said = capsys.readouterr().err
     assert sentence in said and said.startswith("countvi: ")
     assert not (tmp_path / "o").exists()
-
-
-@pytest.mark.parametrize(
-    ("command", "model", "function", "in_words"),
-    [
-        ("ambient", "AmbientRegularizedSCVI", cli.train_ambient, {}),
-        (
-            "multimodal",
-            "RegularizedMultimodalVI",
-            cli.train_multimodal,
-            {"n_hidden": "128, fewer for sparse peaks"},
-        ),
-    ],
-)
-def test_the_defaults_in_the_help_are_those_of_the_model(command, model, function, in_words, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")  # an option a line
-    code = f"from countvi.cli import main; main(['train', {command!r}, '--help'])"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    said = dict(re.findall(r"--([\w-]+)[ ].*\(default: (.*)\)\.", shown))
-    defaults = inspect.signature(getattr(countvi, model).__init__).parameters
-    names = [name for name in inspect.signature(function).parameters if name in defaults and name != "seed"]
-    assert len(names) >= 9
-    for name in names:
-        default = defaults[name].default
-        expected = {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
-        assert said[name.replace("_", "-")] == in_words.get(name, expected), name
-    assert all(defaults[name].default is None for name in in_words)

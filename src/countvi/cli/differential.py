@@ -2,47 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import typer
 
-from countvi.cli._notes import notes
+from countvi.cli.commands import Option, signature_of
+from countvi.cli.notes import notes
+from countvi.cli.values import Given
 from countvi.errors import OptionError
-from countvi.files import read_model
 
 
-def run(folder: Path, counts: Path, out: Path, *, overwrite: bool, options: Mapping[str, Any]) -> str:
-    """Compare groups of cells and write the table.
+def options(name: str) -> list[Option]:
+    """Return the options of ``"de"``: the arguments of every model's ``differential_expression``."""
+    proteins = signature_of("TOTALVI.differential_expression", "Of TOTALVI")
+    return signature_of("SCVI.differential_expression", "Comparison") + proteins
+
+
+def run(folder: Path, counts: Path, *, out: Path, overwrite: bool = False, given: Given) -> None:
+    """Compare groups of cells, write the table, and say what was found.
 
     Parameters
     ----------
     folder
-        The model.
+        Folder of a saved model.
     counts
-        The cells.
+        The cells, as the model reads them.
     out
-        The table.
+        Table to write, .csv (or .csv.gz).
     overwrite
-        Whether it may be replaced.
-    options
-        Arguments of ``differential_expression``.
-
-    Returns
-    -------
-    str
-        What was found, in words.
+        Replace the table.
+    given
+        What the command was given: these, and the arguments of ``differential_expression``.
 
     Raises
     ------
     CountviError
         If something is not as it must be; the message says what to do.
     """
+    import pandas as pd
+
     _check(counts, out, overwrite)
+    arguments = given.of("differential_expression")
     with notes():
         model_class = _class_of(folder)
-        table = model_class.load(folder, _read(counts)).differential_expression(**options)
+        given.check(
+            model_class.differential_expression,
+            ("differential_expression",),
+            f"a model of class {model_class.__name__}",
+        )
+        table = model_class.load(folder, _read(counts)).differential_expression(**arguments)
     if isinstance(table, dict):
         table = pd.concat(table, names=["modality", "feature"])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +62,7 @@ def run(folder: Path, counts: Path, out: Path, *, overwrite: bool, options: Mapp
         best = ", ".join(str(name[-1] if isinstance(name, tuple) else name) for name in part.index[:5])
         n = "" if found is None else f"{int(part[found].sum()):,} differ; "
         lines.append(f"  {comparison}: {n}first {best}")
-    return "\n".join(lines)
+    typer.echo("\n".join(lines))
 
 
 def _check(counts: Path, out: Path, overwrite: bool) -> None:
@@ -70,6 +79,7 @@ def _check(counts: Path, out: Path, overwrite: bool) -> None:
 
 def _class_of(folder: Path) -> Any:
     import countvi
+    from countvi.files import read_model
 
     name = read_model(folder)[0].model_class
     model_class = getattr(countvi, name)

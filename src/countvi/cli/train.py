@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import typer
 
-from countvi.cli._folder import RunFolder
-from countvi.cli._notes import notes
-from countvi.cli._options import Options, Switches
+from countvi.cli import source
+from countvi.cli.commands import Option, signature_of
+from countvi.cli.folder import RunFolder
+from countvi.cli.notes import notes
+from countvi.cli.values import Given
 from countvi.errors import OptionError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
-    from mudata import MuData
 
     from countvi.estimators.base import Estimator
     from countvi.train import Callback
@@ -32,117 +30,126 @@ class Command:
 
     Parameters
     ----------
-    name
-        Of the command.
     model
         Class of the model in ``countvi``.
     obsm_key
         Where its latent space goes.
-    reader
-        Function of ``countvi.io`` that reads the input.
-    setup
-        Method of the class that takes it.
     ambient
         Whether the model knows which counts are ambient.
     result
         Names of what ``get_normalized_expression`` returns.
     """
 
-    name: str
     model: str
     obsm_key: str
-    reader: str = "read_counts"
-    setup: str = "setup_anndata"
     ambient: bool = False
     result: str = "expression"
 
+    def setup(self, cells: Path) -> str:
+        """Name of the method that takes what is in a file: a MuData or an AnnData, where the model takes both."""
+        both = [name for name in _READERS if source.has(self.model, name)]
+        return both[-1 if cells.suffix == ".h5mu" else 0]
+
+    def read(self, cells: Path) -> Any:
+        """Return what is in a file."""
+        from countvi import io
+
+        return getattr(io, _READERS[self.setup(cells)])(cells)
+
+
+_READERS = {"setup_anndata": "read_counts", "setup_mudata": "read_mudata"}
 
 COMMANDS = {
-    command.name: command
-    for command in (
-        Command("scvi", "SCVI", "X_scVI"),
-        Command("totalvi", "TOTALVI", "X_totalVI", result="rna, protein"),
-        Command("ambient", "AmbientRegularizedSCVI", "X_ambient", ambient=True),
-        Command(
-            "multimodal",
-            "RegularizedMultimodalVI",
-            "X_multimodal",
-            reader="read_mudata",
-            setup="setup_mudata",
-            ambient=True,
-        ),
-    )
+    "scvi": Command("SCVI", "X_scVI"),
+    "totalvi": Command("TOTALVI", "X_totalVI", result="rna, protein"),
+    "condscvi": Command("CondSCVI", "X_CondSCVI"),
+    "ambient": Command("AmbientRegularizedSCVI", "X_ambient", ambient=True),
+    "multimodal": Command("RegularizedMultimodalVI", "X_multimodal", ambient=True),
 }
 
 
-def run(command: Command, options: Options, switches: Switches) -> None:
+def options(name: str) -> list[Option]:
+    """Return the options of ``"train scvi"`` and so on: all arguments of set-up, constructor and ``train``."""
+    model = COMMANDS[name.split()[1]].model
+    setups = [setup for setup in _READERS if source.has(model, setup)]
+    return [option for call in (*setups, "__init__", "train") for option in signature_of(f"{model}.{call}")]
+
+
+def run(
+    counts: Path,
+    *,
+    out: Path,
+    write_h5ad: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    quiet: bool = False,
+    given: Given,
+) -> None:
     """Train a model and write everything a user needs.
 
     Parameters
     ----------
-    command
-        Which model.
-    options
-        What to run.
-    switches
-        How to run.
+    counts
+        The cells: .h5ad, or .h5 of Cell Ranger 3 and later; of models of several modalities a MuData, .h5mu.
+    out
+        Folder to write to.
+    write_h5ad
+        Also write the input, with the latent space in obsm, to this file.
+    overwrite
+        Replace what a run wrote before.
+    resume
+        Continue a run that was cut off.
+    quiet
+        Show no progress.
+    given
+        What the command was given: these, and the arguments of the model.
 
     Raises
     ------
     CountviError
         If something is not as it must be; the message says what to do.
     """
-    folder = RunFolder(options.out, overwrite=switches.overwrite, resume=switches.resume)
-    folder.check(options.counts, options.write_h5ad)
+    command = COMMANDS[given.command.split()[1]]
+    folder = RunFolder(out, overwrite=overwrite, resume=resume)
+    folder.check(counts, write_h5ad)
+    setup = command.setup(counts)
+    what = f"{counts}, which is {'an AnnData' if setup == 'setup_anndata' else 'a MuData'}"
+    given.check(source.function(f"{command.model}.{setup}"), _READERS, what)
+    if write_h5ad is not None and setup == "setup_mudata":
+        message = f"--write-h5ad does not go with {what}; leave it out."
+        raise OptionError(message)
+    described = given.of(setup)
     with notes():
         import countvi
-        from countvi import io
 
-        adata = getattr(io, command.reader)(options.counts)
+        adata = command.read(counts)
         model_class = getattr(countvi, command.model)
-        _check_setup(getattr(model_class, command.setup), options.setup)
-        getattr(model_class, command.setup)(adata, **options.setup)
-        model = model_class(adata, **options.model)
+        getattr(model_class, setup)(adata, **described)
+        model = model_class(adata, **given.of("__init__"))
         try:
             model.train(
-                **options.train,
+                **given.of("train"),
                 checkpoint_dir=folder.checkpoint,
-                resume=switches.resume,
-                callbacks=[_beginning(folder, options)],
-                enable_progress_bar=not switches.quiet,
+                resume=resume,
+                callbacks=[_beginning(folder, given, write_h5ad)],
+                enable_progress_bar=not quiet,
             )
         except KeyboardInterrupt:
             typer.echo("\nStopped. The same command with --resume goes on after the last whole epoch.", err=True)
             raise typer.Exit(130) from None
-        _write(command, model, adata, options)
+        files = _write(command, model, adata, given)
     folder.end()
-    typer.echo(_report(command, model, options))
+    typer.echo(_report(command, model, given, files))
 
 
-def _check_setup(setup: Callable[..., None], given: Mapping[str, Any]) -> None:
-    """Ask for what a set-up cannot do without.
-
-    Raises
-    ------
-    OptionError
-        If it was not given.
-    """
-    _, *parameters = inspect.signature(setup).parameters.values()  # the first one is the data
-    for parameter in parameters:
-        if parameter.default is parameter.empty and parameter.name not in given:
-            name = parameter.name.replace("_", "-")
-            message = f"Give --{name}, on the command line or in --config."
-            raise OptionError(message)
-
-
-def _beginning(folder: RunFolder, options: Options) -> Callback:
+def _beginning(folder: RunFolder, given: Given, written: Path | None) -> Callback:
     """Start writing when training does, and not before: a mistake in the options must not cost the last results."""
     from countvi.train import Callback, Progress
 
     @final
     class Beginning(Callback):
         def on_train_start(self, progress: Progress) -> None:
-            folder.begin(options.to_yaml(), options.write_h5ad)
+            folder.begin(given.to_yaml(), written)
 
     return Beginning()
 
@@ -160,25 +167,37 @@ def draw_training(model: Estimator, file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def _write(command: Command, model: Estimator, data: AnnData | MuData, options: Options) -> None:
+def _write(command: Command, model: Any, data: Any, given: Given) -> list[tuple[Path, str]]:
+    """Write the results, and say what is in which file."""
     import anndata
 
-    out = options.out
-    latent: Any = model.get_latent_representation()  # type: ignore[attr-defined]
+    out, written = given.values["out"], given.values.get("write_h5ad")
+    latent = model.get_latent_representation()
     model.save(out / "model", overwrite=True)
     model.history.to_csv(out / "history.csv")
-    obs: Any = data.obs.copy()
-    for name, share in _shares(command, model).items():
+    obs = data.obs.copy()
+    shares = _shares(command, model)
+    for name, share in shares.items():
         obs[name] = share
     small = anndata.AnnData(obs=obs, obsm={command.obsm_key: latent})
     small.write_h5ad(out / "latent.h5ad")
     draw_training(model, out / "training.png")
-    if options.write_h5ad is not None:
-        assert isinstance(data, anndata.AnnData), "a command with --write-h5ad reads an AnnData"
+    beside = " and the ambient fractions" if shares else ""
+    files = [
+        (out / "model", "the model"),
+        (out / "latent.h5ad", f"obs of the input{beside} and obsm['{command.obsm_key}']"),
+        (out / "history.csv", "one row per epoch"),
+        (out / "training.png", "the training curves"),
+        (out / "run.yaml", f"the options; countvi {given.command} --config repeats the run"),
+    ]
+    if written is not None:
         data.obs, data.obsm[command.obsm_key] = obs, latent
-        if command.ambient and _shares(command, model):
-            data.layers[_DECONTAMINATED] = model.get_decontaminated_counts()  # type: ignore[attr-defined]
-        data.write_h5ad(options.write_h5ad)
+        if shares:
+            data.layers[_DECONTAMINATED] = model.get_decontaminated_counts()
+        data.write_h5ad(written)
+        layer = f" and layers['{_DECONTAMINATED}']" if shares else ""
+        files.append((written, f"the input with obsm['{command.obsm_key}']{layer}"))
+    return files
 
 
 def _shares(command: Command, model: Any) -> dict[str, Any]:
@@ -193,25 +212,14 @@ def _shares(command: Command, model: Any) -> dict[str, Any]:
     )
 
 
-def _report(command: Command, model: Estimator, options: Options) -> str:
-    out = options.out
-    elbo, cells = kept_elbo(model.history, early_stopping=options.train.get("early_stopping", False))
-    beside = " and the ambient fractions" if _shares(command, model) else ""
-    files: list[tuple[Path, str]] = [
-        (out / "model", "the model"),
-        (out / "latent.h5ad", f"obs of the input{beside} and obsm['{command.obsm_key}']"),
-        (out / "history.csv", "one row per epoch"),
-        (out / "training.png", "the training curves"),
-        (out / "run.yaml", f"the options; countvi train {command.name} --config repeats the run"),
-    ]
-    if options.write_h5ad is not None:
-        layer = f" and layers['{_DECONTAMINATED}']" if beside else ""
-        files.append((options.write_h5ad, f"the input with obsm['{command.obsm_key}']{layer}"))
+def _report(command: Command, model: Any, given: Given, files: list[tuple[Path, str]]) -> str:
+    out, counts = given.values["out"], given.values["counts"]
+    elbo, cells = kept_elbo(model.history, early_stopping=given.values.get("early_stopping", False))
     width = max(len(str(path)) for path, _ in files)
     modality = model.registry.modalities[0]
-    which = f", modality={modality.name!r}" if command.setup == "setup_mudata" else ""
+    which = f", modality={modality.name!r}" if model.several_modalities else ""
     genes = list(modality.feature_names[:2])
-    read = f"countvi.io.{command.reader}({str(options.counts)!r})"
+    read = f"countvi.io.{_READERS[command.setup(counts)]}({str(counts)!r})"
     lines = [
         "",
         f"Trained {len(model.history)} epochs; ELBO {elbo:,.1f} nats per cell on {cells} (higher is better).",

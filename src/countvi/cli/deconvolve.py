@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
+import typer
 
-from countvi.cli._notes import notes
+from countvi.cli.commands import Option, signature_of
+from countvi.cli.notes import notes
+from countvi.cli.values import Given
 from countvi.errors import OptionError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -30,68 +33,105 @@ _WRITTEN = ("reference", "slide")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the command was asked for; ``options`` are arguments of :func:`countvi.deconvolve`."""
+class _Maps:
+    """What is drawn, besides proportions."""
 
-    reference: Path
-    spatial: Path
-    out: Path
+    places: np.ndarray
     genes: tuple[str, ...]
     fdr: float
-    overwrite: bool
-    options: dict[str, Any]
 
 
-def run(asked: Request) -> str:
+def options(name: str) -> list[Option]:
+    """Return the options of ``"deconvolve"``: the arguments of :func:`countvi.deconvolve`."""
+    return signature_of("deconvolve", "Models")
+
+
+def run(
+    *,
+    reference: Path,
+    spatial: Path,
+    out: Path,
+    gene: Sequence[str] = (),
+    fdr: float = 0.05,
+    overwrite: bool = False,
+    quiet: bool = False,
+    given: Given,
+) -> None:
     """Deconvolve a slide, write everything, and say what was written.
+
+    Parameters
+    ----------
+    reference
+        Single cells with types: .h5ad, or .h5 of Cell Ranger.
+    spatial
+        The slide; maps need its obsm['spatial'].
+    out
+        Folder to write to.
+    gene
+        Gene to draw by type.
+    fdr
+        False discovery rate of the presence map.
+    overwrite
+        Replace what an earlier run wrote.
+    quiet
+        Show no progress.
+    given
+        What the command was given: these, and the arguments of :func:`countvi.deconvolve`.
 
     Raises
     ------
     CountviError
         If something is not as it must be; the message says what to do.
     """
-    _check(asked)
+    arguments = given.of("deconvolve")
+    _check((reference, spatial), out, overwrite)
     with notes():
         import countvi
         from countvi.io import read_counts
 
-        cells, slide = read_counts(asked.reference), read_counts(asked.spatial)
-        unknown = next((gene for gene in asked.genes if gene not in slide.var_names), None)
+        cells, slide = read_counts(reference), read_counts(spatial)
+        unknown = next((name for name in gene if name not in slide.var_names), None)
         if unknown is not None:
             message = f"--gene: the slide has no {unknown!r}.{did_you_mean(unknown, slide.var_names)}"
             raise UnknownNameError(message)
-        found = countvi.deconvolve(cells, slide, **asked.options)
-        asked.out.mkdir(parents=True, exist_ok=True)
+        found = countvi.deconvolve(cells, slide, **arguments, enable_progress_bar=not quiet)
+        out.mkdir(parents=True, exist_ok=True)
         for name, model in zip(_WRITTEN, (found.reference, found.model), strict=True):
-            model.save(asked.out / name, overwrite=True)
-        files = _write_tables(found, asked.out)
+            model.save(out / name, overwrite=True)
+        files = _write_tables(found, out)
         if _SPATIAL in slide.obsm:
-            files += _write_axes(found, asked.out)
-            files += _draw(found, np.asarray(slide.obsm[_SPATIAL], dtype=float)[:, :2], asked)
+            import numpy as np
+
+            places = np.asarray(slide.obsm[_SPATIAL], dtype=float)[:, :2]
+            files += _write_axes(found, out) + _draw(found, _Maps(places, tuple(gene), fdr), out)
+    typer.echo(_report(found, out, files))
+
+
+def _report(found: Deconvolution, out: Path, files: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in files)
     most = cast("pd.Series", found.proportions.mean()).sort_values(ascending=False)
     lines = [
         f"{len(found.proportions):,} spots, {len(most)} types; most frequent: "
         + ", ".join(f"{name} ({share:.0%})" for name, share in most.iloc[:3].items()),
-        f"  {asked.out / 'reference'}, {asked.out / 'slide'}: models, for CondSCVI.load and DestVI.load of countvi",
-        *(f"  {asked.out / name!s:{width + len(str(asked.out)) + 1}}  {what}" for name, what in files),
+        f"  {out / 'reference'}, {out / 'slide'}: models, for CondSCVI.load and DestVI.load of countvi",
+        *(f"  {out / name!s:{width + len(str(out)) + 1}}  {what}" for name, what in files),
     ]
-    if _SPATIAL not in slide.obsm:
+    if "proportions.png" not in dict(files):
         lines.append(f"No maps: the slide has no obsm['{_SPATIAL}'].")
     return "\n".join(lines)
 
 
-def _check(asked: Request) -> None:
-    for path in (asked.reference, asked.spatial):
+def _check(inputs: Sequence[Path], out: Path, overwrite: bool) -> None:
+    for path in inputs:
         if not path.exists():
             message = f"There is no file {path}."
             raise OptionError(message)
-    if asked.out.exists() and any(asked.out.iterdir()):
-        if not asked.overwrite:
-            message = f"{asked.out} is not empty. Pass --overwrite to replace an earlier run, or name another."
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            message = f"{out} is not empty. Pass --overwrite to replace an earlier run, or name another."
             raise OptionError(message)
         for name in _WRITTEN:
-            shutil.rmtree(asked.out / name, ignore_errors=True)
+            shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _write_tables(found: Deconvolution, out: Path) -> list[tuple[str, str]]:
@@ -122,7 +162,7 @@ def _write_axes(found: Deconvolution, out: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _draw(found: Deconvolution, places: np.ndarray, asked: Request) -> list[tuple[str, str]]:
+def _draw(found: Deconvolution, asked: _Maps, out: Path) -> list[tuple[str, str]]:
     called = found.presence.called(asked.fdr)
     maps: list[tuple[str, str, Sequence[tuple[Any, Any]]]] = [
         ("proportions.png", "maps of the proportions", list(found.proportions.items())),
@@ -131,7 +171,7 @@ def _draw(found: Deconvolution, places: np.ndarray, asked: Request) -> list[tupl
     if asked.genes:
         maps.append(("genes.png", "expected counts of the genes asked for, by type", _of_genes(found, asked.genes)))
     for name, _, panels in maps:
-        _page([(str(title), values) for title, values in panels], places).savefig(asked.out / name, dpi=110)
+        _page([(str(title), values) for title, values in panels], asked.places).savefig(out / name, dpi=110)
     return [(name, what) for name, what, _ in maps]
 
 
@@ -150,6 +190,7 @@ def _of_genes(found: Deconvolution, genes: tuple[str, ...]) -> list[tuple[str, p
 
 
 def _page(panels: list[tuple[str, pd.Series]], places: np.ndarray) -> Figure:
+    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from countvi.files import Manifest, read_model
+if TYPE_CHECKING:
+    from countvi.files import Manifest
 
 
 def describe(folder: Path) -> str:
@@ -16,6 +17,8 @@ def describe(folder: Path) -> str:
     FileFormatError
         If the folder is not a readable model.
     """
+    from countvi.files import read_model
+
     manifest, tensors = read_model(folder)
     n_weights = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
     lines = [f"{manifest.model_class} in {folder}"]

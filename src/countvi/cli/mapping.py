@@ -1,0 +1,133 @@
+"""Behind ``countvi map``: new cells on a saved model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from countvi.cli.commands import Option, signature_of
+from countvi.cli.folder import RunFolder
+from countvi.cli.notes import notes
+from countvi.cli.train import COMMANDS, draw_training
+from countvi.cli.values import Given
+from countvi.errors import OptionError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from mudata import MuData
+
+    from countvi.estimators.base import Estimator
+
+
+def options(name: str) -> list[Option]:
+    """Return the options of ``"map"``: the arguments of mapping, of training and of the transfer of labels."""
+    trained = [option for command in COMMANDS.values() for option in signature_of(f"{command.model}.train")]
+    return [
+        *signature_of("SCVI.load_query_data", "Mapping"),
+        *signature_of("SCVI.transfer_labels", "Labels"),
+        *trained,
+    ]
+
+
+def run(
+    reference: Path,
+    cells: Path,
+    *,
+    out: Path,
+    labels_key: str | None = None,
+    reference_cells: Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    given: Given,
+) -> None:
+    """Map cells onto a model, and write where they lie and what they are.
+
+    Parameters
+    ----------
+    reference
+        Folder of a saved model.
+    cells
+        The new cells, as for countvi train.
+    out
+        Folder to write to.
+    labels_key
+        Column of obs of the reference's cells: labels to transfer.
+    reference_cells
+        The reference's cells, if the model was saved without.
+    overwrite
+        Replace what a run wrote before.
+    quiet
+        Show no progress.
+    given
+        What the command was given: these, and the arguments of the model.
+
+    Raises
+    ------
+    CountviError
+        If something is not as it must be; the message says what to do.
+    """
+    folder = RunFolder(out, overwrite=overwrite, resume=False)
+    folder.check(cells, None)
+    with notes():
+        import countvi
+        from countvi import files
+
+        model_class = getattr(countvi, files.read_model(reference)[0].model_class)
+        command = next((c for c in COMMANDS.values() if c.model == model_class.__name__), None)
+        if command is None or not hasattr(model_class, "load_query_data"):
+            message = f"No cells are mapped onto a {model_class.__name__}."
+            raise OptionError(message)
+        given.check(model_class.train, ("train",), f"a model of class {command.model}")
+        known = None if reference_cells is None else command.read(reference_cells)
+        model = model_class.load(reference, known if labels_key else False)
+        if labels_key and model.adata is None:
+            message = (
+                f"--labels-key needs the cells of the reference, and {reference} was saved without. Name their file "
+                "with --reference-cells."
+            )
+            raise OptionError(message)
+        prepare = getattr(model, command.setup(cells).replace("setup", "prepare_query"))
+        new = prepare(command.read(cells), model)
+        mapped = model_class.load_query_data(new, model, **given.of("load_query_data"))
+        if not mapped.is_trained:
+            mapped.train(**given.of("train"), enable_progress_bar=not quiet)
+        transfer = given.of("transfer_labels")
+        labels = None if labels_key is None else model.transfer_labels(mapped, labels_key, **transfer)
+        folder.begin(given.to_yaml(), None)
+        _write(out, mapped, new, command.obsm_key, labels)
+    typer.echo(_report(out, mapped, command.obsm_key, labels, given.values.get("unknown", "unknown")))
+
+
+def _write(out: Path, model: Estimator, cells: AnnData | MuData, key: str, labels: pd.DataFrame | None) -> None:
+    import anndata
+
+    from countvi.estimators.readouts.latent import get_latent_representation
+
+    model.save(out / "model", overwrite=True)
+    model.history.to_csv(out / "history.csv")
+    obs: Any = cells.obs.copy()
+    if labels is not None:
+        obs = obs.assign(**{f"transferred_{name}": labels[name] for name in labels})
+    latent: Any = get_latent_representation(model)
+    anndata.AnnData(obs=obs, obsm={key: latent}).write_h5ad(out / "latent.h5ad")
+    if len(model.history):
+        draw_training(model, out / "training.png")
+
+
+def _report(out: Path, model: Estimator, key: str, labels: pd.DataFrame | None, unknown: str) -> str:
+    n_cells = model.dataset.n_cells
+    lines = [f"{n_cells:,} cells mapped onto the reference."]
+    if labels is not None:
+        n_unknown = int((labels["label"] == unknown).sum())
+        lines.append(f"  {n_cells - n_unknown:,} have a label, {n_unknown:,} are {unknown}.")
+    lines += [
+        f"  {out / 'model'}: the model of these cells",
+        f"  {out / 'latent.h5ad'}: obs, with transferred_label, and obsm[{key!r}]"
+        if labels is not None
+        else f"  {out / 'latent.h5ad'}: obs and obsm[{key!r}]",
+        f"  {out / 'history.csv'}: one row per epoch",
+    ]
+    return "\n".join(lines)
