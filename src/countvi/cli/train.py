@@ -151,6 +151,10 @@ def _beginning(folder: RunFolder, given: Given, written: Path | None) -> Callbac
         def on_train_start(self, progress: Progress) -> None:
             folder.begin(given.to_yaml(), written)
 
+        def on_train_end(self, progress: Progress) -> None:
+            if progress.interrupted:  # in a notebook the model goes on as it is; a command ends, to be resumed
+                raise KeyboardInterrupt
+
     return Beginning()
 
 
