@@ -10,26 +10,19 @@ import typer
 from countvi.cli.commands import Option, signature_of
 from countvi.cli.folder import RunFolder
 from countvi.cli.notes import notes
-from countvi.cli.train import COMMANDS, draw_training
+from countvi.cli.train import COMMANDS, write_results
 from countvi.cli.values import Given
 from countvi.errors import OptionError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
-    from mudata import MuData
-
-    from countvi.estimators.base import Estimator
 
 
 def options(name: str) -> list[Option]:
     """Return the options of ``"map"``: the arguments of mapping, of training and of the transfer of labels."""
     trained = [option for command in COMMANDS.values() for option in signature_of(f"{command.model}.train")]
-    return [
-        *signature_of("SCVI.load_query_data", "Mapping"),
-        *signature_of("SCVI.transfer_labels", "Labels"),
-        *trained,
-    ]
+    mapped = [*signature_of("SCVI.load_query_data", "Mapping"), *signature_of("SCVI.transfer_labels", "Labels")]
+    return mapped + trained
 
 
 def run(
@@ -97,37 +90,20 @@ def run(
         transfer = given.of("transfer_labels")
         labels = None if labels_key is None else model.transfer_labels(mapped, labels_key, **transfer)
         folder.begin(given.to_yaml(), None)
-        _write(out, mapped, new, command.obsm_key, labels)
+        transferred = {} if labels is None else {f"transferred_{name}": labels[name] for name in labels}
+        write_results(out, mapped, new.obs.assign(**transferred), command.obsm_key)
     typer.echo(_report(out, mapped, command.obsm_key, labels, given.values.get("unknown", "unknown")))
 
 
-def _write(out: Path, model: Estimator, cells: AnnData | MuData, key: str, labels: pd.DataFrame | None) -> None:
-    import anndata
-
-    from countvi.estimators.readouts.latent import get_latent_representation
-
-    model.save(out / "model", overwrite=True)
-    model.history.to_csv(out / "history.csv")
-    obs: Any = cells.obs.copy()
-    if labels is not None:
-        obs = obs.assign(**{f"transferred_{name}": labels[name] for name in labels})
-    latent: Any = get_latent_representation(model)
-    anndata.AnnData(obs=obs, obsm={key: latent}).write_h5ad(out / "latent.h5ad")
-    if len(model.history):
-        draw_training(model, out / "training.png")
-
-
-def _report(out: Path, model: Estimator, key: str, labels: pd.DataFrame | None, unknown: str) -> str:
+def _report(out: Path, model: Any, key: str, labels: pd.DataFrame | None, unknown: str) -> str:
     n_cells = model.dataset.n_cells
-    lines = [f"{n_cells:,} cells mapped onto the reference."]
+    lines, beside = [f"{n_cells:,} cells mapped onto the reference."], ""
     if labels is not None:
-        n_unknown = int((labels["label"] == unknown).sum())
+        n_unknown, beside = int((labels["label"] == unknown).sum()), ", with transferred_label,"
         lines.append(f"  {n_cells - n_unknown:,} have a label, {n_unknown:,} are {unknown}.")
     lines += [
         f"  {out / 'model'}: the model of these cells",
-        f"  {out / 'latent.h5ad'}: obs, with transferred_label, and obsm[{key!r}]"
-        if labels is not None
-        else f"  {out / 'latent.h5ad'}: obs and obsm[{key!r}]",
+        f"  {out / 'latent.h5ad'}: obs{beside} and obsm[{key!r}]",
         f"  {out / 'history.csv'}: one row per epoch",
     ]
     return "\n".join(lines)

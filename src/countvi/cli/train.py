@@ -18,7 +18,6 @@ from countvi.errors import OptionError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from countvi.estimators.base import Estimator
     from countvi.train import Callback
 
 _DECONTAMINATED = "decontaminated"
@@ -158,34 +157,32 @@ def _beginning(folder: RunFolder, given: Given, written: Path | None) -> Callbac
     return Beginning()
 
 
-def draw_training(model: Estimator, file: Path) -> None:
-    """Write a picture of the training curves."""
+def write_results(out: Path, model: Any, obs: pd.DataFrame, obsm_key: str) -> Any:
+    """Write a model, its history and curves, and ``obs`` with the latent space; return the latter."""
+    import anndata
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from countvi import plot
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system, so that it works on a server
-    plot.training_curves(model, ax=figure.add_subplot())
-    figure.savefig(file, dpi=150)
+    latent = model.get_latent_representation()
+    model.save(out / "model", overwrite=True)
+    model.history.to_csv(out / "history.csv")
+    anndata.AnnData(obs=obs, obsm={obsm_key: latent}).write_h5ad(out / "latent.h5ad")
+    if len(model.history):  # there is none where there was nothing to learn
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        FigureCanvasAgg(figure)  # no window system, so that it works on a server
+        plot.training_curves(model, ax=figure.add_subplot())
+        figure.savefig(out / "training.png", dpi=150)
+    return latent
 
 
 def _write(command: Command, model: Any, data: Any, given: Given) -> list[tuple[Path, str]]:
     """Write the results, and say what is in which file."""
-    import anndata
-
     out, written = given.values["out"], given.values.get("write_h5ad")
-    latent = model.get_latent_representation()
-    model.save(out / "model", overwrite=True)
-    model.history.to_csv(out / "history.csv")
-    obs = data.obs.copy()
     shares = _shares(command, model)
-    for name, share in shares.items():
-        obs[name] = share
-    small = anndata.AnnData(obs=obs, obsm={command.obsm_key: latent})
-    small.write_h5ad(out / "latent.h5ad")
-    draw_training(model, out / "training.png")
+    obs = data.obs.assign(**shares)
+    latent = write_results(out, model, obs, command.obsm_key)
     beside = " and the ambient fractions" if shares else ""
     files = [
         (out / "model", "the model"),
@@ -209,11 +206,9 @@ def _shares(command: Command, model: Any) -> dict[str, Any]:
     if not command.ambient or not any(part.background is not None for part in model.module.modalities.values()):
         return {}
     shares = model.get_ambient_fraction()
-    return (
-        {f"ambient_fraction_{n}": s for n, s in shares.items()}
-        if isinstance(shares, dict)
-        else {"ambient_fraction": shares}
-    )
+    if not isinstance(shares, dict):
+        return {"ambient_fraction": shares}
+    return {f"ambient_fraction_{name}": share for name, share in shares.items()}
 
 
 def _report(command: Command, model: Any, given: Given, files: list[tuple[Path, str]]) -> str:

@@ -54,16 +54,7 @@ class Given:
         return {option.name: self.values[option.name] for option in owned if option.name in self.values}
 
     def check(self, function: Callable[..., Any], calls: Collection[str], what: str) -> None:
-        """Refuse arguments of another model, or of other data, than is at hand.
-
-        Parameters
-        ----------
-        function
-            What is going to be called.
-        calls
-            Names of functions, the arguments of which have been asked for.
-        what
-            What is at hand, in words.
+        """Refuse arguments of ``calls`` that the function to be called does not have; ``what`` is its, in words.
 
         Raises
         ------
@@ -125,7 +116,7 @@ def converted(option: Option, value: Any, name: str) -> Any:
     OptionError
         If it is of another type.
     """
-    kinds = option.kinds
+    kinds = list(option.kinds)
     if value == _NONE and option.takes_none:
         return None
     if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
