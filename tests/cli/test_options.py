@@ -22,7 +22,7 @@ import countvi
 from countvi.cli import building, commands, main, source
 from countvi.cli.commands import LEFT_OUT, Option
 from countvi.cli.train import COMMANDS
-from countvi.cli.values import Given, converted, read
+from countvi.cli.values import GivenOptions, converted, read
 from countvi.errors import OptionError
 
 TRAINED = [
@@ -161,7 +161,7 @@ def test_text_becomes_what_the_type_asks_for(annotation: Any, texts: Any, value:
         value = {"lr": 1e-3, "amsgrad": True, "optimizer": "adam", "x": None}
     found = read([option], {"x": texts}, None)["x"]
     assert found == value and type(found) is type(value)
-    given = Given("f", [option], {"x": found})
+    given = GivenOptions("f", [option], {"x": found})
     assert converted(option, yaml.safe_load(given.to_yaml())["x"], "x") == value
 
 
@@ -177,7 +177,9 @@ def test_text_of_another_type_is_refused(annotation: Any, texts: Any) -> None:
 def test_none_is_a_value_where_it_is_not_the_default() -> None:
     option = Option("delta", float | None, 0.25, "", "Model", ("f",))
     assert read([option], {"delta": "none"}, None) == {"delta": None}
-    assert converted(option, yaml.safe_load(Given("f", [option], {"delta": None}).to_yaml())["delta"], "x") is None
+    assert (
+        converted(option, yaml.safe_load(GivenOptions("f", [option], {"delta": None}).to_yaml())["delta"], "x") is None
+    )
 
 
 @pytest.fixture

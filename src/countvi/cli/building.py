@@ -11,7 +11,7 @@ import typer
 
 from countvi.cli.commands import Option, merged, own
 from countvi.cli.layout import Listed
-from countvi.cli.values import Given, hyphened, read
+from countvi.cli.values import GivenOptions, hyphened, read
 from countvi.errors import OptionError, did_you_mean
 
 _CONFIG = Option("config", Path | None, None, "YAML file with options; the command line beats it.", "Files")
@@ -36,7 +36,7 @@ def command(name: str, what: str) -> typer.Typer:
         taken = [str(written[option.name]) for option in options if option.group == "Arguments"]
         _refuse([*(word for word in taken if word.startswith("-")), *context.args], options)
         config = written["config"]
-        given = Given(name, options, read(options, {**written, "config": None}, config and Path(config)))
+        given = GivenOptions(name, options, read(options, {**written, "config": None}, config and Path(config)))
         _module(name).run(**given.of(), given=given)
 
     hints = {"context": typer.Context, **{option.name: _annotation(option) for option in options}}

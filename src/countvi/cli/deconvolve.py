@@ -13,7 +13,7 @@ import typer
 
 from countvi.cli.commands import Option, signature_of
 from countvi.cli.notes import notes
-from countvi.cli.values import Given
+from countvi.cli.values import GivenOptions
 from countvi.errors import OptionError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(
     fdr: float = 0.05,
     overwrite: bool = False,
     quiet: bool = False,
-    given: Given,
+    given: GivenOptions,
 ) -> None:
     """Deconvolve a slide, write everything, and say what was written.
 

@@ -9,7 +9,7 @@ import typer
 
 from countvi.cli.commands import Option, signature_of
 from countvi.cli.notes import notes
-from countvi.cli.values import Given
+from countvi.cli.values import GivenOptions
 from countvi.errors import OptionError
 
 
@@ -19,7 +19,7 @@ def options(name: str) -> list[Option]:
     return signature_of("SCVI.differential_expression", "Comparison") + proteins
 
 
-def run(folder: Path, counts: Path, *, out: Path, overwrite: bool = False, given: Given) -> None:
+def run(folder: Path, counts: Path, *, out: Path, overwrite: bool = False, given: GivenOptions) -> None:
     """Compare groups of cells, write the table, and say what was found.
 
     Parameters

@@ -11,7 +11,7 @@ from countvi.cli.commands import Option, signature_of
 from countvi.cli.folder import RunFolder
 from countvi.cli.notes import notes
 from countvi.cli.train import COMMANDS, write_results
-from countvi.cli.values import Given
+from countvi.cli.values import GivenOptions
 from countvi.errors import OptionError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(
     reference_cells: Path | None = None,
     overwrite: bool = False,
     quiet: bool = False,
-    given: Given,
+    given: GivenOptions,
 ) -> None:
     """Map cells onto a model, and write where they lie and what they are.
 

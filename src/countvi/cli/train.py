@@ -12,7 +12,7 @@ from countvi.cli import source
 from countvi.cli.commands import Option, signature_of
 from countvi.cli.folder import RunFolder
 from countvi.cli.notes import notes
-from countvi.cli.values import Given
+from countvi.cli.values import GivenOptions
 from countvi.errors import OptionError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = False,
-    given: Given,
+    given: GivenOptions,
 ) -> None:
     """Train a model and write everything a user needs.
 
@@ -141,7 +141,7 @@ def run(
     typer.echo(_report(command, model, given, files))
 
 
-def _beginning(folder: RunFolder, given: Given, written: Path | None) -> Callback:
+def _beginning(folder: RunFolder, given: GivenOptions, written: Path | None) -> Callback:
     """Start writing when training does, and not before: a mistake in the options must not cost the last results."""
     from countvi.train import Callback, Progress
 
@@ -177,7 +177,7 @@ def write_results(out: Path, model: Any, obs: pd.DataFrame, obsm_key: str) -> An
     return latent
 
 
-def _write(command: Command, model: Any, data: Any, given: Given) -> list[tuple[Path, str]]:
+def _write(command: Command, model: Any, data: Any, given: GivenOptions) -> list[tuple[Path, str]]:
     """Write the results, and say what is in which file."""
     out, written = given.values["out"], given.values.get("write_h5ad")
     shares = _shares(command, model)
@@ -211,7 +211,7 @@ def _shares(command: Command, model: Any) -> dict[str, Any]:
     return {f"ambient_fraction_{name}": share for name, share in shares.items()}
 
 
-def _report(command: Command, model: Any, given: Given, files: list[tuple[Path, str]]) -> str:
+def _report(command: Command, model: Any, given: GivenOptions, files: list[tuple[Path, str]]) -> str:
     out, counts = given.values["out"], given.values["counts"]
     elbo, cells = kept_elbo(model.history, early_stopping=given.values.get("early_stopping", False))
     width = max(len(str(path)) for path, _ in files)

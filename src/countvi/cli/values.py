@@ -20,7 +20,7 @@ _NONE = "none"
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenOptions:
     """What a command was given.
 
     Parameters
