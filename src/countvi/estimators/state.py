@@ -239,9 +239,9 @@ class Fitted(ABC, Generic[M]):
         return False
 
     @property
-    def _unread_roles(self) -> frozenset[str]:
-        """Roles of columns that this model does not read, so that other data need not have them."""
-        return frozenset({"labels"})
+    def _roles_read(self) -> frozenset[data_layer.Role]:
+        """Roles of the covariates that this model reads; other data need not have the columns of the others."""
+        return data_layer.ROLES - {"labels"}
 
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
         """Raise or warn where the counts do not suit the model."""
@@ -256,7 +256,7 @@ class Fitted(ABC, Generic[M]):
 
     def extended_registry(self, adata: Container) -> data_layer.Registry:
         """Return what this model was set up with, and the categories of a query besides."""
-        return data_layer.extend(self.registry, adata, self._unread_roles)
+        return data_layer.extend(self.registry, adata, self._roles_read)
 
     # ---------------------------------------------------------------- data
 
@@ -274,7 +274,7 @@ class Fitted(ABC, Generic[M]):
 
     def _bind(self, adata: Container) -> data_layer.Dataset:
         """Read data the way the model was set up."""
-        return data_layer.bind(adata, self.registry, self._unread_roles)
+        return data_layer.bind(adata, self.registry, self._roles_read)
 
     def rebind(self, adata: Container) -> None:
         """Make other data those of the model."""
