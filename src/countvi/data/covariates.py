@@ -91,7 +91,8 @@ class Covariates:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Covariates:
         """Build from what :meth:`to_json` returned."""
-        return cls(**{role: tuple(use) if isinstance(use, list) else use for role, use in values.items()})
+        read: dict[str, Any] = {role: tuple(use) if isinstance(use, list) else use for role, use in values.items()}
+        return cls(**read)
 
 
 def _as_tuple(use: int | tuple[int, ...] | None) -> tuple[int, ...]:

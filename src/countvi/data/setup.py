@@ -276,7 +276,7 @@ def _names(given: Any, argument: str) -> list[str]:
     if isinstance(given, str):
         message = f"{argument} must be a list of column names; got the string {given!r}. Write [{given!r}]."
         raise OptionError(message)
-    names = list(given) if isinstance(given, Iterable) else [None]
+    names: list[Any] = list(given) if isinstance(given, Iterable) else [None]
     if not all(isinstance(name, str) for name in names):
         message = f"{argument} must be a list of column names; got {given!r}."
         raise OptionError(message)
