@@ -70,11 +70,11 @@ def test_each_key_reaches_its_purpose(cells, tmp_path):
     keys += ["--encoder-covariate-key", "site"]
     assert run("train", "ambient", cells, "--out", tmp_path / "run", *keys, *SMALL) == 0
     registry = countvi.AmbientRegularizedSCVI.load(tmp_path / "run" / "model").registry
-    purposes, columns = registry.purposes, [column.key for column in registry.columns]
-    assert [columns[i] for i in purposes.ambient] == ["well", "site"]
-    assert [columns[i] for i in purposes.conditioning] == ["site"] == [columns[i] for i in purposes.encoder]
-    assert [columns[i] for i in purposes.scaling] == ["well"]
-    assert columns[purposes.dispersion] == "well" and columns[purposes.library] == "site"
+    covariates, columns = registry.covariates, [column.key for column in registry.columns]
+    assert [columns[i] for i in covariates.ambient] == ["well", "site"]
+    assert [columns[i] for i in covariates.conditioning] == ["site"] == [columns[i] for i in covariates.encoder]
+    assert [columns[i] for i in covariates.scaling] == ["well"]
+    assert columns[covariates.dispersion] == "well" and columns[covariates.library] == "site"
     assert list(registry.continuous_keys) == ["hours"]
 
 

@@ -11,22 +11,20 @@ import pandas as pd
 import pytest
 from sklearn.metrics import completeness_score
 
-from countvi.data import Column, Purposes, Registry, confounding_table, warn_of_confounding
+from countvi.data import Column, Covariates, Registry, confounding_table, warn_of_confounding
 from countvi.errors import DataWarning
 
 LABELS = 1
 
 
-def make(columns: dict[str, Any], **purposes: Any) -> tuple[np.ndarray, Registry]:
+def make(columns: dict[str, Any], **roles: Any) -> tuple[np.ndarray, Registry]:
     """Codes and registry; the first column is the batch, the second the labels."""
-    given = dict(columns)
     described, codes = [], []
-    for i, role in enumerate(("batch", "labels", *["covariate"] * (len(given) - 2))):
-        key, values = list(given.items())[i]
+    for key, values in columns.items():
         levels, code = np.unique(values, return_inverse=True)
-        described.append(Column(role, None if key.startswith("no ") else key, tuple(levels.tolist())))
+        described.append(Column(None if key.startswith("no ") else key, tuple(levels.tolist())))
         codes.append(code)
-    return np.stack(codes, 1), Registry("m", {}, (), tuple(described), purposes=Purposes(**purposes))
+    return np.stack(codes, 1), Registry("m", {}, (), tuple(described), Covariates(**roles))
 
 
 def row(table: pd.DataFrame, key: str, other: str) -> pd.Series:
@@ -70,9 +68,9 @@ def test_what_is_constant_or_not_given_is_left_out() -> None:
         warn_of_confounding(confounding_table(codes, registry), "here")
 
 
-def warning_of(columns: dict[str, Any], **purposes: Any) -> str:
+def warning_of(columns: dict[str, Any], **roles: Any) -> str:
     with pytest.warns(DataWarning) as caught:
-        warn_of_confounding(confounding_table(*make(columns, **purposes)), "model.confounding")
+        warn_of_confounding(confounding_table(*make(columns, **roles)), "model.confounding")
     (warning,) = caught
     assert str(warning.message).startswith("Covariates are confounded: ")
     assert str(warning.message).endswith("(see model.confounding).")
@@ -112,16 +110,16 @@ def test_backgrounds_of_nested_keys_cannot_be_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "purposes",
+    "roles",
     [{"ambient": (2,), "conditioning": (3,)}, {"conditioning": (2, 3)}, {"conditioning": (2, 3), "scaling": (2, 3)}],
     ids=str,
 )
-def test_other_nested_keys_are_told_but_not_warned_of(purposes: dict[str, Any]) -> None:
-    table = confounding_table(*make(NESTED, **purposes))
+def test_other_nested_keys_are_told_but_not_warned_of(roles: dict[str, Any]) -> None:
+    table = confounding_table(*make(NESTED, **roles))
     assert not table["problem"].any()
     assert row(table, "sample", "site")["meaning"] == "levels of 'site' are groups of levels of 'sample'"
     assert row(table, "site", "sample")["meaning"] == ""
-    assert row(table, "sample", "site")["serves"] == ("ambient" if "ambient" in purposes else ", ".join(purposes))
+    assert row(table, "sample", "site")["serves"] == ("ambient" if "ambient" in roles else ", ".join(roles))
 
 
 def test_the_same_key_twice() -> None:

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from tests.data.set_up import set_up
 
-from countvi.data import Column, Registry, bind, prepare_query, setup_anndata
+from countvi.data import Column, Registry, bind, prepare_query
 from countvi.errors import DataError, DataWarning, MismatchError, UnknownNameError
 
 FULL: dict[str, Any] = {
@@ -32,7 +33,7 @@ GENES = [9, 2, 0, 5]
 def test_a_batch_is_a_dense_slice(
     stored: anndata.AnnData, dense: np.ndarray, layer: str | None, view: bool, genes: list[int]
 ) -> None:
-    registry = setup_anndata(stored[:, [f"gene{i}" for i in genes]], layer=layer, **FULL)
+    registry = set_up(stored[:, [f"gene{i}" for i in genes]], layer=layer, **FULL)
     cells = np.arange(23)
     if view:
         cells = np.flatnonzero(np.arange(23) != 7)[::-1]
@@ -54,14 +55,14 @@ def test_a_batch_is_a_dense_slice(
 
 
 def test_without_covariates(adata: anndata.AnnData) -> None:
-    batch = bind(adata, setup_anndata(adata)).batch(ROWS)
+    batch = bind(adata, set_up(adata)).batch(ROWS)
     assert batch.design.codes.tolist() == [[0, 0]] * 5
     assert batch.design.continuous.shape == (5, 0)
     assert batch.design.size_factor is None
 
 
 def test_a_batch_can_be_changed_without_harm(adata: anndata.AnnData) -> None:
-    dataset = bind(adata, setup_anndata(adata, **FULL))
+    dataset = bind(adata, set_up(adata, **FULL))
     before = dataset.batch(np.arange(23))
     changed = dataset.batch(np.arange(23))
     changed.design.codes.fill_(9)
@@ -74,13 +75,13 @@ def test_a_batch_can_be_changed_without_harm(adata: anndata.AnnData) -> None:
 
 
 def test_a_registry_from_json_binds_the_same(adata: anndata.AnnData) -> None:
-    registry = setup_anndata(adata, **FULL)
+    registry = set_up(adata, **FULL)
     again = bind(adata, Registry.from_json(registry.to_json()))
     assert torch.equal(again.codes, bind(adata, registry).codes)
 
 
 def test_missing_genes_are_named(adata: anndata.AnnData) -> None:
-    registry = setup_anndata(adata)
+    registry = set_up(adata)
     with pytest.raises(MismatchError) as error:
         bind(adata[:, 3:], registry)
     assert "3 of the model's 11 genes are missing from adata.var_names: 'gene0', 'gene1', 'gene2'" in str(error.value)
@@ -108,7 +109,7 @@ def test_missing_genes_are_named(adata: anndata.AnnData) -> None:
     ids=str,
 )
 def test_unseen_categories(known: tuple[Any, ...], came: list[Any], words: str) -> None:
-    model = Registry("setup_anndata", {}, (), (Column("batch", "k", known), Column("labels", None, (0,))))
+    model = Registry("setup_anndata", {}, (), (Column("k", known), Column(None, (0,))))
     obs = pd.DataFrame({"k": came}, index=["c0", "c1"])
     query = anndata.AnnData(sp.csr_matrix(np.eye(2)), obs=obs)
     with pytest.raises(MismatchError, match=r"obs\['k'\] \(batch\) has " + words) as error:
@@ -135,7 +136,7 @@ def test_unseen_categories(known: tuple[Any, ...], came: list[Any], words: str) 
 def test_the_same_categories_in_another_dtype(came: pd.Series) -> None:
     known = {"b": ("a", "b", "c"), 2: (1, 2, 3), True: (False, True)}
     categories = next(c for key, c in known.items() if key == came.iloc[0] and (key is True) == (came.dtype == bool))
-    model = Registry("m", {}, (), (Column("batch", "k", categories), Column("labels", None, (0,))))
+    model = Registry("m", {}, (), (Column("k", categories), Column(None, (0,))))
     came.index = pd.Index(["c0", "c1", "c2"])
     query = anndata.AnnData(sp.csr_matrix(np.eye(3)), obs=pd.DataFrame({"k": came}))
     assert bind(query, model).codes[:, 0].tolist() == [1, 0, 1]
@@ -143,14 +144,14 @@ def test_the_same_categories_in_another_dtype(came: pd.Series) -> None:
 
 @pytest.mark.parametrize("key", ["batch", "cell_type", "donor", "age", "sf"])
 def test_missing_columns(adata: anndata.AnnData, key: str) -> None:
-    registry = setup_anndata(adata, **FULL)
+    registry = set_up(adata, **FULL)
     adata.obs = adata.obs.rename(columns={key: key + "_"})
     with pytest.raises(UnknownNameError, match=f"The model's .* key: adata.obs has no column '{key}'.*Did you mean"):
         bind(adata, registry)
 
 
 def test_missing_values(adata: anndata.AnnData) -> None:
-    registry = setup_anndata(adata, **FULL)
+    registry = set_up(adata, **FULL)
     query = adata.copy()
     query.obs.loc["cell1", "batch"] = np.nan
     with pytest.raises(DataError, match=r"obs\['batch'\] is missing \(NaN\) in 1 of 23"):
@@ -163,14 +164,14 @@ def test_missing_values(adata: anndata.AnnData) -> None:
 
 def test_missing_layer(adata: anndata.AnnData) -> None:
     adata.layers["counts"] = adata.X
-    registry = setup_anndata(adata, layer="counts")
+    registry = set_up(adata, layer="counts")
     del adata.layers["counts"]
     with pytest.raises(UnknownNameError, match="no 'counts'; it has no layers"):
         bind(adata, registry)
 
 
 def test_empty_and_repeated(adata: anndata.AnnData) -> None:
-    registry = setup_anndata(adata)
+    registry = set_up(adata)
     with pytest.raises(DataError, match="empty: 0 cells"):
         bind(adata[:0], registry)
     adata.var_names = ["gene1", *adata.var_names[1:]]
@@ -179,13 +180,13 @@ def test_empty_and_repeated(adata: anndata.AnnData) -> None:
 
 
 def test_binding_copies_no_counts(adata: anndata.AnnData) -> None:
-    registry = setup_anndata(adata[:, ::-1])
+    registry = set_up(adata[:, ::-1])
     source: Any = bind(adata, registry).sources["rna"]
     assert np.shares_memory(source._matrix.data, adata.X.data)
 
 
 def test_summary_is_read_once(adata: anndata.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = bind(adata, setup_anndata(adata))
+    dataset = bind(adata, set_up(adata))
     summary = dataset.summary("rna")
     monkeypatch.setattr(type(dataset.sources["rna"]), "blocks", None)
     assert dataset.summary("rna") is summary
@@ -194,7 +195,7 @@ def test_summary_is_read_once(adata: anndata.AnnData, monkeypatch: pytest.Monkey
 
 
 def test_sums_by_level(adata: anndata.AnnData) -> None:
-    dataset = bind(adata, setup_anndata(adata, **FULL))
+    dataset = bind(adata, set_up(adata, **FULL))
     dense, cell = adata.X.toarray(), np.arange(23)
     batch, kind, donor = dataset.level_sums("rna", [0, 1, 2])
     assert batch.dtype == torch.float64
@@ -232,7 +233,7 @@ def test_fingerprint_does_not_see_the_store(
 ) -> None:
     if "uint8" in kind:
         pytest.skip("the fixture of this kind holds counts clipped to 8 bits, which differ from those hashed below")
-    registry = setup_anndata(stored, layer=layer)
+    registry = set_up(stored, layer=layer)
     expected = slow_fingerprint(make_counts(), [f"gene{i}" for i in range(11)])
     assert bind(stored, registry).fingerprint() == expected
     assert bind(stored[:, ::-1], registry).fingerprint() == expected
@@ -240,7 +241,7 @@ def test_fingerprint_does_not_see_the_store(
 
 def test_fingerprint_sees_the_content(adata: anndata.AnnData) -> None:
     def fingerprint(data: anndata.AnnData) -> str:
-        return bind(data, setup_anndata(data)).fingerprint()
+        return bind(data, set_up(data)).fingerprint()
 
     seen = {fingerprint(adata), fingerprint(adata[::-1]), fingerprint(adata[:-1]), fingerprint(adata[:, :-1])}
     one_more, renamed, swapped = adata.copy(), adata.copy(), adata.copy()
@@ -255,7 +256,7 @@ def test_fingerprint_sees_the_content(adata: anndata.AnnData) -> None:
 
 
 def test_fingerprint_ignores_explicit_zeros_and_blocks(adata: anndata.AnnData) -> None:
-    registry = setup_anndata(adata)
+    registry = set_up(adata)
     expected = bind(adata, registry).fingerprint()
     zeros = adata.copy()
     coo = adata.X.tocoo()
@@ -274,7 +275,7 @@ def test_prepare_query_pads_and_orders(stored: anndata.AnnData, dense: np.ndarra
         sp.csr_matrix((23, 11), dtype=np.float32), obs=stored.obs, var=pd.DataFrame(index=names)
     )
     reference.layers["counts"] = reference.X
-    registry = setup_anndata(reference, layer=layer, **FULL)
+    registry = set_up(reference, layer=layer, **FULL)
     query = prepare_query(stored, registry)
     matrix: Any = query.X if layer is None else query.layers[layer]
     assert isinstance(matrix, sp.csr_matrix)
@@ -291,7 +292,7 @@ def test_prepare_query_pads_and_orders(stored: anndata.AnnData, dense: np.ndarra
 
 
 def test_prepare_query_leaves_the_query_alone(adata: anndata.AnnData) -> None:
-    registry = setup_anndata(adata[:, [4, 3]])
+    registry = set_up(adata[:, [4, 3]])
     adata.obsm["spatial"] = np.arange(46.0).reshape(23, 2)
     before = adata.copy()
     query = prepare_query(adata[2:9], registry)
@@ -305,7 +306,7 @@ def test_prepare_query_leaves_the_query_alone(adata: anndata.AnnData) -> None:
 
 
 def test_prepare_query_warns_of_little_overlap(adata: anndata.AnnData) -> None:
-    registry = setup_anndata(adata[:, :10])
+    registry = set_up(adata[:, :10])
     prepare_query(adata[:, 2:], registry)  # 80 %
     with pytest.warns(DataWarning, match=r"only 7 of the model's 10 genes \(70%\)"):
         prepare_query(adata[:, 3:], registry)
@@ -319,6 +320,6 @@ def test_backed_layers_and_unsorted_rows(adata: anndata.AnnData, tmp_path: Path)
     adata.layers["counts"] = adata.X + adata.X
     adata.write_h5ad(tmp_path / "a.h5ad")
     backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    dataset = bind(backed[[5, 1, 9]], setup_anndata(backed, layer="counts"))
+    dataset = bind(backed[[5, 1, 9]], set_up(backed, layer="counts"))
     expected = 2 * adata.X.toarray()[[9, 5, 9, 1]]
     np.testing.assert_array_equal(dataset.batch(np.array([2, 0, 2, 1])).counts["rna"].to_dense().numpy(), expected)

@@ -13,19 +13,18 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from tests.data.set_up import set_up_several
 
 from countvi.data import (
     Column,
-    CovariateKeys,
+    Covariates,
     Dataset,
     InMemorySource,
-    Purposes,
     Registry,
     UnpairedSource,
     bind,
     check_counts,
     prepare_query_mudata,
-    setup_mudata,
 )
 from countvi.errors import DataError, DataWarning, MismatchError, OptionError, UnknownNameError
 
@@ -68,7 +67,7 @@ def check_batch(dataset: Dataset, rows: np.ndarray, expected: dict[str, dict[str
 
 
 def test_cells_are_matched_by_name_and_some_are_missing(mdata: Any) -> None:
-    registry = setup_mudata(mdata, CovariateKeys())
+    registry = set_up_several(mdata)
     dataset = bind(mdata, registry)
     assert dataset.n_cells == 25
     assert list(dataset.obs_names) == list(mdata.obs_names)
@@ -82,7 +81,7 @@ def test_paired_modalities_name_no_missing_cells(adata: anndata.AnnData) -> None
     shuffled = adata[np.random.default_rng(0).permutation(23), :4].copy()
     shuffled.var_names = ["p0", "p1", "p2", "p3"]
     mdata = mudata_of(rna=adata, second=shuffled)
-    dataset = bind(mdata, setup_mudata(mdata, CovariateKeys()))
+    dataset = bind(mdata, set_up_several(mdata))
     assert dataset.present == {}
     assert dataset.batch(ROWS % 23).design.present is None
     check_batch(dataset, ROWS % 23, cells_of(mdata))
@@ -90,13 +89,13 @@ def test_paired_modalities_name_no_missing_cells(adata: anndata.AnnData) -> None
 
 @pytest.mark.parametrize("rows", [np.array([], dtype=np.int64), np.array([7, 5])], ids=["none", "all missing"])
 def test_a_batch_without_a_measured_cell(mdata: Any, rows: np.ndarray) -> None:
-    block = bind(mdata, setup_mudata(mdata, CovariateKeys())).batch(rows).counts["atac"]
+    block = bind(mdata, set_up_several(mdata)).batch(rows).counts["atac"]
     assert block.n_cells == len(rows)
     assert block.values.numel() == 0
 
 
 def test_views_and_files(mdata: Any, tmp_path: Path) -> None:
-    registry = setup_mudata(mdata, CovariateKeys())
+    registry = set_up_several(mdata)
     expected = cells_of(mdata)
     view = mdata[["cell24", "cell5", "cell0", "cell3"]]
     check_batch(bind(view, registry), np.array([3, 1, 0]), expected)
@@ -112,7 +111,7 @@ def test_views_and_files(mdata: Any, tmp_path: Path) -> None:
 
 
 def test_features_are_matched_by_name_in_each_modality(mdata: Any) -> None:
-    registry = setup_mudata(mdata, CovariateKeys())
+    registry = set_up_several(mdata)
     other = mudata_of(rna=mdata["rna"][:, ::-1].copy(), atac=mdata["atac"][:, [3, 1, 0, 2, 6, 5, 4]].copy())
     check_batch(bind(other, registry), ROWS, cells_of(mdata))
     fewer = mudata_of(rna=mdata["rna"], atac=mdata["atac"][:, 1:].copy())
@@ -126,7 +125,7 @@ def test_features_are_matched_by_name_in_each_modality(mdata: Any) -> None:
 
 
 def test_a_query_may_lack_a_modality(mdata: Any) -> None:
-    registry = setup_mudata(mdata, CovariateKeys(batch_key="batch"))
+    registry = set_up_several(mdata, batch_key="batch")
     query = mudata_of(rna=mdata["rna"])
     with pytest.warns(DataWarning, match=r"no modality 'atac', which the model has: .*not measured"):
         dataset = bind(query, registry)
@@ -148,9 +147,11 @@ def test_a_query_may_lack_a_modality(mdata: Any) -> None:
 
 def test_what_is_recorded(mdata: Any) -> None:
     mdata["atac"].layers["fragments"] = mdata["atac"].X.copy()
-    registry = setup_mudata(
+    registry = set_up_several(
         mdata,
-        CovariateKeys(batch_key="batch", labels_key="cell_type", nn_conditioning_covariate_keys=["donor"]),
+        batch_key="batch",
+        labels_key="cell_type",
+        nn_conditioning_covariate_keys=["donor"],
         modalities={"RNA": "rna", "peaks": "atac"},
         layer={"peaks": "fragments"},
     )
@@ -164,22 +165,23 @@ def test_what_is_recorded(mdata: Any) -> None:
     assert registry.setup_args["layer"] == {"RNA": None, "peaks": "fragments"}
     assert registry.setup_args["batch_key"] == "batch"
     assert registry.setup_args["feature_scaling_covariate_keys"] is None
-    assert registry.columns[2] == Column("covariate", "donor", (0, 1, 2, 3))
-    assert registry.purposes == Purposes(conditioning=(2,), scaling=(2,))  # which scaling takes over for several
+    assert registry.columns[2] == Column("donor", (0, 1, 2, 3))
+    assert registry.covariates == Covariates(
+        ambient=(0,), dispersion=0, library=0, conditioning=(2,), scaling=(2,)
+    )  # which scaling takes over for several
     again = Registry.from_json(json.loads(json.dumps(registry.to_json(), allow_nan=False)))
     assert again == registry
     assert torch.equal(bind(mdata, again).codes, bind(mdata, registry).codes)
 
 
 def test_no_scaling_can_be_asked_for(mdata: Any) -> None:
-    keys = CovariateKeys(nn_conditioning_covariate_keys=["donor"], feature_scaling_covariate_keys=[])
-    registry = setup_mudata(mdata, keys)
-    assert registry.purposes == Purposes(conditioning=(2,), scaling=())
+    registry = set_up_several(mdata, nn_conditioning_covariate_keys=["donor"], feature_scaling_covariate_keys=[])
+    assert registry.covariates == Covariates(ambient=(0,), dispersion=0, library=0, conditioning=(2,), scaling=())
 
 
 @pytest.mark.parametrize(("modalities", "names"), [(None, ["rna", "atac"]), (["atac"], ["atac"])])
 def test_which_modalities(mdata: Any, modalities: Any, names: list[str]) -> None:
-    registry = setup_mudata(mdata, CovariateKeys(), modalities=modalities)
+    registry = set_up_several(mdata, modalities=modalities)
     assert [m.name for m in registry.modalities] == names
     dataset = bind(mdata, registry)
     assert list(dataset.sources) == names
@@ -205,33 +207,33 @@ def test_which_modalities(mdata: Any, modalities: Any, names: list[str]) -> None
 )
 def test_set_ups_that_cannot_be(mdata: Any, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        setup_mudata(mdata, CovariateKeys(), **arguments)
+        set_up_several(mdata, **arguments)
 
 
 def test_what_is_no_mudata(adata: anndata.AnnData, mdata: Any) -> None:
     with pytest.raises(
         DataError, match=r"A MuData is expected here; got anndata\..*AnnData\..*mudata\.MuData\(\{'rna'"
     ):
-        setup_mudata(adata, CovariateKeys())  # type: ignore[arg-type]
+        set_up_several(adata)
     with pytest.raises(DataError, match="A MuData is expected here"):
-        bind(adata, setup_mudata(mdata, CovariateKeys()))
+        bind(adata, set_up_several(mdata))
     with pytest.raises(DataError, match=r"The MuData is empty"):
-        setup_mudata(mdata[[]], CovariateKeys())
+        set_up_several(mdata[[]])
     mdata["rna"].var_names = ["x", "x", *mdata["rna"].var_names[2:]]
     with pytest.raises(
         DataError, match=r"more than once in mdata\['rna'\]\.var_names: 'x'.*`mdata\['rna'\]\.var_names"
     ):
-        setup_mudata(mdata, CovariateKeys())
+        set_up_several(mdata)
 
 
 def test_modalities_that_share_features(adata: anndata.AnnData) -> None:
     stacked = mudata.MuData({"a": adata[:9].copy(), "b": adata[9:].copy()}, axis=1)
     with pytest.raises(DataError, match=r"share features \(axis=1\)"):
-        setup_mudata(stacked, CovariateKeys())
+        set_up_several(stacked)
 
 
 def test_a_mudata_that_is_out_of_date(mdata: Any) -> None:
-    registry = setup_mudata(mdata, CovariateKeys())
+    registry = set_up_several(mdata)
     mdata.mod["atac"] = mdata["atac"][:4].copy()
     with pytest.raises(DataError, match=r"mdata\['atac'\] has 4 cells, and the MuData knows of 7.*mdata\.update\(\)"):
         bind(mdata, registry)
@@ -241,18 +243,18 @@ def test_a_mudata_that_is_out_of_date(mdata: Any) -> None:
 
 
 def test_columns_of_the_modalities_are_put_together(mdata: Any) -> None:
-    keys = CovariateKeys(
+    registry = set_up_several(
+        mdata,
         batch_key="batch",
         labels_key="cell_type",
         nn_conditioning_covariate_keys=["donor"],
         nn_continuous_covariate_keys=["age"],
     )
-    registry = setup_mudata(mdata, keys)
     number = np.array([int(name.removeprefix("cell")) for name in mdata.obs_names])
     assert registry.columns[:3] == (
-        Column("batch", "batch", ("a", "b", "c")),
-        Column("labels", "cell_type", ("T", "B")),  # the order of the categorical
-        Column("covariate", "donor", (0, 1, 2, 3)),
+        Column("batch", ("a", "b", "c")),
+        Column("cell_type", ("T", "B")),  # the order of the categorical
+        Column("donor", (0, 1, 2, 3)),
     )
     dataset = bind(mdata, registry)
     # Derived by hand from how they were made: b a c, T B, donors 0 to 3.
@@ -263,26 +265,26 @@ def test_columns_of_the_modalities_are_put_together(mdata: Any) -> None:
 
 def test_mdata_obs_comes_first(mdata: Any) -> None:
     mdata.obs["batch"] = ["one"] * 25
-    assert setup_mudata(mdata, CovariateKeys(batch_key="batch")).columns[0].categories == ("one",)
+    assert set_up_several(mdata, batch_key="batch").columns[0].categories == ("one",)
 
 
 def test_a_column_that_one_modality_has_does_not_cover_all_cells(mdata: Any) -> None:
     mdata["rna"].obs["lane"] = "L1"
     with pytest.raises(DataError, match=r"obs\['lane'\] is missing \(NaN\) in 2 of 25 cells"):
-        setup_mudata(mdata, CovariateKeys(batch_key="lane"))
+        set_up_several(mdata, batch_key="lane")
 
 
 def test_what_is_missing_in_one_modality_is_taken_from_the_other(mdata: Any) -> None:
     mdata["rna"].obs["batch"] = mdata["rna"].obs["batch"].astype(object)
     mdata["rna"].obs.loc["cell4", "batch"] = None
-    dataset = bind(mdata, setup_mudata(mdata, CovariateKeys(batch_key="batch")))
+    dataset = bind(mdata, set_up_several(mdata, batch_key="batch"))
     assert dataset.codes[list(mdata.obs_names).index("cell4"), 0] == 0  # a, as the other modality says
 
 
 def test_modalities_that_disagree(mdata: Any) -> None:
     mdata["atac"].obs.loc[["cell3", "cell4", "cell24"], "batch"] = ["c", "c", "c"]
     with pytest.raises(DataError) as error:
-        setup_mudata(mdata, CovariateKeys(batch_key="batch"))
+        set_up_several(mdata, batch_key="batch")
     assert "batch_key: obs['batch'] differs between the modalities 'rna', 'atac' in 2 cells" in str(error.value)
     assert "that of 'cell3' is 'b' and 'c'" in str(error.value)
     assert "into mdata.obs" in str(error.value)
@@ -290,14 +292,14 @@ def test_modalities_that_disagree(mdata: Any) -> None:
 
 def test_unknown_columns(mdata: Any) -> None:
     with pytest.raises(UnknownNameError, match=r"batch_key: mdata\.obs has no column 'bacth'; .*Did you mean 'batch'"):
-        setup_mudata(mdata, CovariateKeys(batch_key="bacth"))
+        set_up_several(mdata, batch_key="bacth")
 
 
 # --- counts
 
 
 def test_the_summary_tells_empty_from_missing(mdata: Any) -> None:
-    registry = setup_mudata(mdata, CovariateKeys())
+    registry = set_up_several(mdata)
     summary = bind(mdata, registry).summary("atac")
     assert (summary.n_cells, summary.n_measured, summary.n_empty_cells) == (25, 7, 1)
     totals = {name: row.sum() for name, row in cells_of(mdata)["atac"].items()}
@@ -314,7 +316,7 @@ def test_the_summary_tells_empty_from_missing(mdata: Any) -> None:
 def test_faults_are_named_by_cell_and_feature(mdata: Any) -> None:
     mdata["atac"].layers["counts"] = mdata["atac"].X.copy()
     mdata["atac"].X[2, 3] = -1
-    registry = setup_mudata(mdata, CovariateKeys())
+    registry = set_up_several(mdata)
     with pytest.raises(DataError) as error:
         check_counts(bind(mdata, registry).summary("atac"), mdata, registry.modality("atac"))
     assert "mdata['atac'].X has 1 negative values, the first in cell 'cell1', peak 'chr4:400-450'" in str(error.value)
@@ -324,7 +326,7 @@ def test_faults_are_named_by_cell_and_feature(mdata: Any) -> None:
 
 
 def test_the_fingerprint_tells_empty_from_missing(mdata: Any) -> None:
-    registry = setup_mudata(mdata, CovariateKeys(), modalities=["atac"])
+    registry = set_up_several(mdata, modalities=["atac"])
     counts = cells_of(mdata)["atac"]
     dense = np.stack([counts.get(name, np.zeros(7, np.float32)) for name in mdata.obs_names])
     padded = anndata.AnnData(sp.csr_matrix(dense), obs=pd.DataFrame(index=mdata.obs_names), var=mdata["atac"].var)
@@ -337,7 +339,7 @@ def test_the_fingerprint_tells_empty_from_missing(mdata: Any) -> None:
 
 def test_nothing_is_written(mdata: Any) -> None:
     before = mdata.copy()
-    bind(mdata, setup_mudata(mdata, CovariateKeys(batch_key="batch")))
+    bind(mdata, set_up_several(mdata, batch_key="batch"))
     pd.testing.assert_frame_equal(mdata.obs, before.obs)
     for part in before.mod:
         pd.testing.assert_frame_equal(mdata[part].obs, before[part].obs)

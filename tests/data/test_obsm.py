@@ -39,7 +39,7 @@ def with_proteins(adata: anndata.AnnData, kind: str) -> tuple[anndata.AnnData, s
 def registry_of(names: tuple[str, ...] = NAMES, names_key: str | None = None) -> Registry:
     genes = Modality("rna", "X", tuple(f"gene{i}" for i in range(11)))
     added = Modality("protein", "obsm/prot", names, None, PROTEINS, names_key)
-    return Registry("m", {}, (genes, added), (Column("batch", None, (0,)), Column("labels", None, (0,))))
+    return Registry("m", {}, (genes, added), (Column(None, (0,)), Column(None, (0,))))
 
 
 @pytest.mark.parametrize("kind", ["frame", "array", "sparse"])

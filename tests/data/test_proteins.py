@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from tests.data.set_up import set_up_proteins
 
-from countvi.data import ProteinKeys, Registry, bind, setup_proteins, setup_proteins_mudata, with_unmeasured
+from countvi.data import Registry, bind, with_unmeasured
 from countvi.errors import DataError, DataWarning, MismatchError, OptionError, UnknownNameError
 
 N_CELLS, NAMES = 9, ["CD3", "CD4", "CD8", "CD19"]
-BATCH = ProteinKeys(batch_key="batch")
+BATCH = {"batch_key": "batch"}
+PANEL = {"batch_key": "batch", "panel_key": "panel"}
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_every_kind_of_matrix_is_read_alike(adata, counts, kind):
     adata.obsm["protein"] = given
     adata.uns["names"] = np.array(NAMES)
     key = None if "frame" in kind else "names"
-    registry = setup_proteins(adata, BATCH, protein_expression_obsm_key="protein", protein_names_uns_key=key)
+    registry = set_up_proteins(adata, **BATCH, protein_expression_obsm_key="protein", protein_names_uns_key=key)
     assert registry.modality("protein").feature_names == tuple(NAMES)
     dense, measured = read(adata, registry)
     np.testing.assert_array_equal(dense, counts)
@@ -79,7 +81,7 @@ def test_nan_is_not_measured_and_zero_is_zero(adata, counts, kind):
         "csr": lambda: sp.csr_matrix(counts),
     }[kind]()
     adata.obsm["protein"] = given
-    registry = setup_proteins(adata, BATCH, protein_expression_obsm_key="protein")
+    registry = set_up_proteins(adata, **BATCH, protein_expression_obsm_key="protein")
     dense, measured = read(adata, registry)
     np.testing.assert_array_equal(measured, ~np.isnan(counts))
     np.testing.assert_array_equal(dense, np.nan_to_num(counts))
@@ -99,7 +101,7 @@ def test_a_mask_says_what_was_measured(adata, counts, kind):
         "zeros and ones": lambda: mask.astype(float),
         "sparse": lambda: sp.csr_matrix(mask),
     }[kind]()
-    registry = setup_proteins(adata, BATCH, protein_expression_obsm_key="protein", protein_mask_obsm_key="mask")
+    registry = set_up_proteins(adata, **BATCH, protein_expression_obsm_key="protein", protein_mask_obsm_key="mask")
     dense, measured = read(adata, registry)
     np.testing.assert_array_equal(measured, mask)
     np.testing.assert_array_equal(dense, np.where(mask, counts, 0.0))
@@ -111,16 +113,16 @@ def test_masks_that_cannot_be_one_are_refused(adata, counts):
     adata.obsm["narrow"] = np.ones((N_CELLS, 2), dtype=bool)
     for key, error in (("numbers", DataError), ("narrow", MismatchError), ("absent", UnknownNameError)):
         with pytest.raises(error, match=key):
-            setup_proteins(adata, BATCH, protein_expression_obsm_key="protein", protein_mask_obsm_key=key)
+            set_up_proteins(adata, **BATCH, protein_expression_obsm_key="protein", protein_mask_obsm_key=key)
 
 
-@pytest.mark.parametrize(("keys", "level"), [(BATCH, "batch"), (ProteinKeys("batch", "panel"), "panel")])
+@pytest.mark.parametrize(("keys", "level"), [(BATCH, "batch"), (PANEL, "panel")])
 def test_a_protein_without_counts_in_a_panel_is_not_measured_there(adata, counts, keys, level):
     lacking = {"batch": "b", "panel": 2}[level]
     counts[(adata.obs[level] == lacking).to_numpy(), 2] = 0.0
     counts[:, 3] = 0.0  # nowhere: as far as counts can tell, a true zero
     adata.obsm["protein"] = as_frame(counts, adata)
-    registry = setup_proteins(adata, keys, protein_expression_obsm_key="protein")
+    registry = set_up_proteins(adata, **keys, protein_expression_obsm_key="protein")
     _, measured = read(adata, registry)
     expected = np.ones_like(measured)
     expected[(adata.obs[level] == lacking).to_numpy(), 2] = False
@@ -134,20 +136,20 @@ def test_nan_anywhere_turns_the_guess_off(adata, counts):
     counts[3:6, 2] = 0.0
     counts[0, 0] = np.nan
     adata.obsm["protein"] = as_frame(counts, adata)
-    registry = setup_proteins(adata, BATCH, protein_expression_obsm_key="protein")
+    registry = set_up_proteins(adata, **BATCH, protein_expression_obsm_key="protein")
     np.testing.assert_array_equal(read(adata, registry)[1], ~np.isnan(counts))
 
 
 def test_a_registry_survives_json(adata, counts):
     counts[3:6, 2] = 0.0
     adata.obsm["protein"] = as_frame(counts, adata)
-    registry = setup_proteins(adata, ProteinKeys("batch", "panel"), protein_expression_obsm_key="protein")
+    registry = set_up_proteins(adata, **PANEL, protein_expression_obsm_key="protein")
     assert Registry.from_json(json.loads(json.dumps(registry.to_json()))) == registry
 
 
 def test_missing_columns_of_a_query_are_not_measured(adata, counts):
     adata.obsm["protein"] = as_frame(counts, adata)
-    registry = setup_proteins(adata, BATCH, protein_expression_obsm_key="protein")
+    registry = set_up_proteins(adata, **BATCH, protein_expression_obsm_key="protein")
     adata.obsm["protein"] = as_frame(counts, adata)[["CD19", "CD3"]]
     with pytest.warns(DataWarning, match="CD4.*not measured"):
         dense, measured = read(adata, registry)
@@ -157,7 +159,7 @@ def test_missing_columns_of_a_query_are_not_measured(adata, counts):
 
 def test_fingerprints_tell_gaps_from_zeros(adata, counts):
     adata.obsm["protein"] = as_frame(counts, adata)
-    registry = setup_proteins(adata, BATCH, protein_expression_obsm_key="protein")
+    registry = set_up_proteins(adata, **BATCH, protein_expression_obsm_key="protein")
     prints = set()
     for value in (3.0, 0.0, np.nan):
         counts[4, 1] = value
@@ -170,13 +172,13 @@ def test_fingerprints_tell_gaps_from_zeros(adata, counts):
 
 def test_what_cannot_be_set_up(adata, counts):
     with pytest.raises(UnknownNameError, match="'protein'"):
-        setup_proteins(adata, BATCH, protein_expression_obsm_key="protein")
+        set_up_proteins(adata, **BATCH, protein_expression_obsm_key="protein")
     adata.obsm["protein"] = as_frame(counts, adata)
     with pytest.raises(UnknownNameError, match="panel_key"):
-        setup_proteins(adata, ProteinKeys("batch", "plate"), protein_expression_obsm_key="protein")
+        set_up_proteins(adata, batch_key="batch", panel_key="plate", protein_expression_obsm_key="protein")
     adata.obsm["words"] = as_frame(counts, adata).astype(str)
     with pytest.raises(DataError, match="object"):
-        setup_proteins(adata, BATCH, protein_expression_obsm_key="words")
+        set_up_proteins(adata, **BATCH, protein_expression_obsm_key="words")
 
 
 # ---------------------------------------------------------------- MuData
@@ -193,7 +195,7 @@ def mdata(adata, counts):
 
 
 def test_cells_without_proteins_are_not_measured(mdata, counts):
-    registry = setup_proteins_mudata(mdata, BATCH)
+    registry = set_up_proteins(mdata, **BATCH)
     dense, measured = read(mdata, registry)
     np.testing.assert_array_equal(measured, np.repeat([[False]] * 2 + [[True]] * 7, 4, axis=1))
     np.testing.assert_array_equal(dense, np.where(measured, counts, 0.0))
@@ -201,9 +203,9 @@ def test_cells_without_proteins_are_not_measured(mdata, counts):
 
 
 def test_layers_masks_and_columns_of_modalities(mdata, counts):
-    registry = setup_proteins_mudata(
+    registry = set_up_proteins(
         mdata,
-        ProteinKeys(batch_key="batch"),
+        batch_key="batch",
         protein_layer="raw",
         protein_mask_layer="seen",
         modalities={"rna_layer": "rna", "protein_layer": "prot", "batch_key": "rna"},
@@ -217,11 +219,11 @@ def test_layers_masks_and_columns_of_modalities(mdata, counts):
 def test_mudata_that_cannot_be_set_up(mdata, adata):
     mudata = pytest.importorskip("mudata")
     with pytest.raises(OptionError, match="no argument 'rna'"):
-        setup_proteins_mudata(mdata, BATCH, modalities={"rna": "rna"})
+        set_up_proteins(mdata, **BATCH, modalities={"rna": "rna"})
     with pytest.raises(UnknownNameError, match="'adt'"):
-        setup_proteins_mudata(mdata, BATCH, modalities={"protein_layer": "adt"})
+        set_up_proteins(mdata, **BATCH, modalities={"protein_layer": "adt"})
     with mudata.set_options(pull_on_update=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lacking = mudata.MuData({"rna": adata[:5].copy(), "prot": mdata["prot"].copy()})
     with pytest.raises(DataError, match="have no RNA"):
-        setup_proteins_mudata(lacking, ProteinKeys())
+        set_up_proteins(lacking)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from countvi.batch import Factor
-from countvi.data import Column, Modality, Registry
+from countvi.data import Column, Covariates, Modality, Registry
 from countvi.errors import UnknownNameError
 
 
@@ -17,12 +17,13 @@ def registry() -> Registry:
         setup_args={"layer": "counts", "batch_key": "batch", "categorical_covariate_keys": ["donor", "treated"]},
         modalities=(Modality("rna", "layers/counts", ("g1", "g2")),),
         columns=(
-            Column("batch", "batch", ("day 1", "day 2")),
-            Column("labels", None, (0,)),
-            Column("categorical", "donor", (0, 1, 7)),
-            Column("categorical", "treated", (False, True)),
-            Column("categorical", "dose", (0.5, 1.0)),
+            Column("batch", ("day 1", "day 2")),
+            Column(None, (0,)),
+            Column("donor", (0, 1, 7)),
+            Column("treated", (False, True)),
+            Column("dose", (0.5, 1.0)),
         ),
+        covariates=Covariates(categorical=(2, 3, 4)),
         continuous_keys=("age",),
         size_factor_key="sf",
     )
@@ -38,8 +39,8 @@ def test_json_gives_the_registry_back_with_the_types_of_its_categories(registry:
 def test_factors(registry: Registry) -> None:
     assert registry.batch == Factor(0, 2)
     assert registry.labels == Factor(1, 1)
-    assert registry.categorical == (Factor(2, 3), Factor(3, 2), Factor(4, 2))
-    assert Registry("m", {}, (), registry.columns[:2]).categorical == ()
+    assert registry.factors(registry.covariates.categorical) == (Factor(2, 3), Factor(3, 2), Factor(4, 2))
+    assert registry.factor(registry.covariates.panel) == Factor(0, 2)  # nothing was given, so that of the batch
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_code_of_a_covariate_that_was_not_given(registry: Registry) -> None:
 
 
 def test_many_candidates_are_cut_short() -> None:
-    registry = Registry("m", {}, (), (Column("batch", "sample", tuple(range(14))),))
+    registry = Registry("m", {}, (), (Column("sample", tuple(range(14))),))
     with pytest.raises(UnknownNameError, match="8, 9 and 4 more"):
         registry.code_of(0, 99)
 

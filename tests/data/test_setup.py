@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from tests.data.set_up import set_up
 
-from countvi.data import Column, Modality, SetupRecords, recall, remember, setup_anndata
+from countvi.data import Column, Modality, SetupRecords, recall, remember
 from countvi.errors import DataError, OptionError, UnknownNameError
 
 FULL: dict[str, Any] = {
@@ -24,22 +25,22 @@ FULL: dict[str, Any] = {
 
 def test_everything_is_recorded(adata: anndata.AnnData) -> None:
     adata.layers["counts"] = adata.X.copy()
-    registry = setup_anndata(adata, layer="counts", **FULL)
+    registry = set_up(adata, layer="counts", **FULL)
     assert registry.method == "setup_anndata"
     assert registry.setup_args == {"layer": "counts", **FULL}
     assert registry.modalities == (Modality("rna", "layers/counts", tuple(f"gene{i}" for i in range(11))),)
     assert registry.columns == (
-        Column("batch", "batch", ("a", "b", "c")),
-        Column("labels", "cell_type", ("T", "B")),  # the order of the categorical; NK does not occur
-        Column("categorical", "donor", (0, 1, 2, 3)),
+        Column("batch", ("a", "b", "c")),
+        Column("cell_type", ("T", "B")),  # the order of the categorical; NK does not occur
+        Column("donor", (0, 1, 2, 3)),
     )
     assert registry.continuous_keys == ("age",)
     assert registry.size_factor_key == "sf"
 
 
 def test_nothing_given(adata: anndata.AnnData) -> None:
-    registry = setup_anndata(adata)
-    assert registry.columns == (Column("batch", None, (0,)), Column("labels", None, (0,)))
+    registry = set_up(adata)
+    assert registry.columns == (Column(None, (0,)), Column(None, (0,)))
     assert registry.modalities[0].location == "X"
     assert registry.continuous_keys == ()
     assert registry.size_factor_key is None
@@ -60,7 +61,7 @@ def test_nothing_given(adata: anndata.AnnData) -> None:
 )
 def test_categories_are_plain_values(values: Any, categories: tuple[Any, ...]) -> None:
     obs = pd.DataFrame({"k": values}, index=["c0", "c1"])
-    found = setup_anndata(anndata.AnnData(sp.csr_matrix(np.eye(2)), obs=obs), batch_key="k").columns[0].categories
+    found = set_up(anndata.AnnData(sp.csr_matrix(np.eye(2)), obs=obs), batch_key="k").columns[0].categories
     assert found == categories
     assert [type(c) for c in found] == [type(c) for c in categories]
 
@@ -100,20 +101,20 @@ def test_nothing_is_written(adata: anndata.AnnData) -> None:
     adata.uns["note"] = "mine"
     adata.obsm["X_pca"] = np.ones((23, 2))
     before = snapshot(adata)
-    remember(dict, adata, setup_anndata(adata, layer="counts", **FULL))
+    remember(dict, adata, set_up(adata, layer="counts", **FULL))
     check_same(snapshot(adata), before)
 
 
 def test_a_view_stays_a_view(adata: anndata.AnnData) -> None:
     view = adata[::2]
-    assert setup_anndata(view, **FULL).columns[2].categories == (0, 2)
+    assert set_up(view, **FULL).columns[2].categories == (0, 2)
     assert view.is_view
 
 
 @pytest.mark.parametrize("argument", ["batch_key", "labels_key", "size_factor_key"])
 def test_unknown_key(adata: anndata.AnnData, argument: str) -> None:
     with pytest.raises(UnknownNameError) as error:
-        setup_anndata(adata, **{argument: "Batchh"})
+        set_up(adata, **{argument: "Batchh"})
     assert f"{argument}: adata.obs has no column 'Batchh'" in str(error.value)
     assert "it has 'batch', 'cell_type', 'donor', 'age', 'sf'" in str(error.value)
     assert "Did you mean 'batch'?" in str(error.value)
@@ -122,15 +123,15 @@ def test_unknown_key(adata: anndata.AnnData, argument: str) -> None:
 @pytest.mark.parametrize("argument", ["categorical_covariate_keys", "continuous_covariate_keys"])
 def test_unknown_covariate(adata: anndata.AnnData, argument: str) -> None:
     with pytest.raises(UnknownNameError, match=rf"{argument}: adata\.obs has no column 'doner'.*Did you mean 'donor'"):
-        setup_anndata(adata, **{argument: ["doner"]})
+        set_up(adata, **{argument: ["doner"]})
     with pytest.raises(OptionError, match=rf"{argument} must be a list.*'donor'.*Write \['donor'\]"):
-        setup_anndata(adata, **{argument: "donor"})
+        set_up(adata, **{argument: "donor"})
 
 
 def test_unknown_layer(adata: anndata.AnnData) -> None:
     adata.layers["counts"] = adata.X
     with pytest.raises(UnknownNameError, match=r"no 'conts'; it has 'counts'\. Did you mean 'counts'.*layer=None"):
-        setup_anndata(adata, layer="conts")
+        set_up(adata, layer="conts")
 
 
 @pytest.mark.parametrize("key", ["batch", "cell_type", "donor"])
@@ -138,63 +139,63 @@ def test_missing_categories(adata: anndata.AnnData, key: str) -> None:
     adata.obs[key] = adata.obs[key].astype(object)
     adata.obs.loc[["cell2", "cell5"], key] = None
     with pytest.raises(DataError) as error:
-        setup_anndata(adata, batch_key=key)
+        set_up(adata, batch_key=key)
     assert f"obs['{key}'] is missing (NaN) in 2 of 23 cells" in str(error.value)
     (_, fix, _, other, _) = str(error.value).split("`")
     scope: dict[str, Any] = {"adata": adata}
     exec(fix, scope)  # the advice must run
-    assert setup_anndata(scope["adata"], batch_key=key).columns[0].categories
+    assert set_up(scope["adata"], batch_key=key).columns[0].categories
     assert scope["adata"].n_obs == 21
     scope = {"adata": adata}
     exec(other, scope)
-    assert "unknown" in setup_anndata(adata, batch_key=key).columns[0].categories
+    assert "unknown" in set_up(adata, batch_key=key).columns[0].categories
 
 
 def test_categories_of_another_type(adata: anndata.AnnData) -> None:
     adata.obs["day"] = pd.Timestamp("2024-01-01")
     with pytest.raises(DataError, match=r"obs\['day'\] has the category .*Timestamp.*astype\(str\)"):
-        setup_anndata(adata, batch_key="day")
+        set_up(adata, batch_key="day")
     adata.obs["dose"] = np.inf
     with pytest.raises(DataError, match=r"obs\['dose'\] has the category inf.*finite"):
-        setup_anndata(adata, batch_key="dose")
+        set_up(adata, batch_key="dose")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
 def test_continuous_covariates_are_finite(adata: anndata.AnnData, bad: float) -> None:
     adata.obs.loc["cell4", "age"] = bad
     with pytest.raises(DataError, match=r"obs\['age'\] has 1 NaN or infinite values \(first in cell 'cell4'\)"):
-        setup_anndata(adata, continuous_covariate_keys=["age"])
+        set_up(adata, continuous_covariate_keys=["age"])
 
 
 @pytest.mark.parametrize("key", ["batch", "cell_type"])
 def test_continuous_covariates_are_numeric(adata: anndata.AnnData, key: str) -> None:
     with pytest.raises(DataError, match=rf"must be numeric; obs\['{key}'\] has dtype .*pd\.to_numeric.*categorical"):
-        setup_anndata(adata, continuous_covariate_keys=[key])
+        set_up(adata, continuous_covariate_keys=[key])
 
 
 @pytest.mark.parametrize("values", [np.arange(23), np.arange(23) > 3, pd.array(range(23), dtype="Int64")], ids=type)
 def test_continuous_covariates_of_other_dtypes(adata: anndata.AnnData, values: Any) -> None:
     adata.obs["c"] = values
-    assert setup_anndata(adata, continuous_covariate_keys=["c"]).continuous_keys == ("c",)
+    assert set_up(adata, continuous_covariate_keys=["c"]).continuous_keys == ("c",)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf, 1e-60])
 def test_size_factors_are_positive(adata: anndata.AnnData, bad: float) -> None:
     adata.obs.loc[["cell4", "cell9"], "sf"] = bad
     with pytest.raises(DataError, match=r"obs\['sf'\] has 2 values that are not finite and positive.*'cell4'"):
-        setup_anndata(adata, size_factor_key="sf")
+        set_up(adata, size_factor_key="sf")
 
 
 def test_repeated_gene_names(adata: anndata.AnnData) -> None:
     adata.var_names = ["x", "x", "y", "y", *adata.var_names[4:]]
     with pytest.raises(DataError, match=r"2 names occur more than once.*'x', 'y'.*var_names_make_unique"):
-        setup_anndata(adata)
+        set_up(adata)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_empty(shape: tuple[int, int]) -> None:
     with pytest.raises(DataError, match=f"empty: {shape[0]} cells and {shape[1]} genes"):
-        setup_anndata(anndata.AnnData(np.zeros(shape, np.float32)))
+        set_up(anndata.AnnData(np.zeros(shape, np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -208,13 +209,13 @@ def test_empty(shape: tuple[int, int]) -> None:
 )
 def test_a_covariate_is_given_once(adata: anndata.AnnData, keys: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        setup_anndata(adata, **keys)
+        set_up(adata, **keys)
 
 
 def test_two_columns_of_one_name(adata: anndata.AnnData) -> None:
     adata.obs = pd.concat([adata.obs, adata.obs[["batch"]]], axis=1)
     with pytest.raises(DataError, match=r"batch_key: adata\.obs has 2 columns named 'batch'"):
-        setup_anndata(adata, batch_key="batch")
+        set_up(adata, batch_key="batch")
 
 
 class One: ...
@@ -225,7 +226,7 @@ class Other: ...
 
 def test_records_are_per_class_and_object(adata: anndata.AnnData) -> None:
     records = SetupRecords()
-    first, second = setup_anndata(adata), setup_anndata(adata, batch_key="batch")
+    first, second = set_up(adata), set_up(adata, batch_key="batch")
     copy = adata.copy()
     records.remember(One, adata, first)
     assert records.recall(One, adata) is first
@@ -244,8 +245,8 @@ def test_records_go_with_the_object() -> None:
     for i in range(50):  # ids are used again
         adata = anndata.AnnData(sp.csr_matrix(np.eye(3)))
         assert records.recall(One, adata) is None, i
-        records.remember(One, adata, setup_anndata(adata))
-        records.remember(Other, adata, setup_anndata(adata))
+        records.remember(One, adata, set_up(adata))
+        records.remember(Other, adata, set_up(adata))
         assert len(records) >= 1
         del adata
         if i % 10 == 0:
@@ -254,10 +255,10 @@ def test_records_go_with_the_object() -> None:
 
 
 def test_the_module_keeps_nothing_alive(adata: anndata.AnnData) -> None:
-    remember(One, adata, setup_anndata(adata))
-    assert recall(One, adata) == setup_anndata(adata)
+    remember(One, adata, set_up(adata))
+    assert recall(One, adata) == set_up(adata)
     other = anndata.AnnData(sp.csr_matrix(np.eye(3)))
-    remember(One, other, setup_anndata(other))
+    remember(One, other, set_up(other))
     reference = weakref.ref(other)
     del other
     gc.collect()

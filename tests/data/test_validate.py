@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from tests.data.set_up import set_up
 
-from countvi.data import InMemorySource, Modality, bind, check_counts, open_source, setup_anndata, summarize
+from countvi.data import InMemorySource, Modality, bind, check_counts, open_source, summarize
 from countvi.errors import DataError, DataWarning
 
 
@@ -87,7 +88,7 @@ def test_not_finite(adata: anndata.AnnData, bad: float, allow: bool) -> None:
 def test_names_are_those_of_the_model(adata: anndata.AnnData) -> None:
     adata.X[7, 3] = np.nan
     order = adata.var_names[::-1]
-    registry = setup_anndata(adata[:, order])
+    registry = set_up(adata[:, order])
     with pytest.raises(DataError, match="cell 'cell7', gene 'gene3'"):
         check_counts(bind(adata, registry).summary("rna"), adata, registry.modality("rna"))
 

@@ -399,7 +399,7 @@ def test_manifest_that_is_not_text(saved):
 
 def test_newer_format(saved):
     edit_manifest(saved, format_version=3, versions={"countvi": "4.5"})
-    with pytest.raises(FileFormatError, match=r"written by countvi 4\.5, format 3; .* reads up to 1: upgrade"):
+    with pytest.raises(FileFormatError, match=r"written by countvi 4\.5, format 3; .* reads up to 2: upgrade"):
         read_model(saved)
 
 

@@ -162,18 +162,18 @@ def test_not_a_manifest(text, says):
 
 def test_newer_format_says_who_wrote_it():
     def change(values):
-        values.update(format_version=3, versions={"countvi": "9.1"}, unheard_of=[1])
+        values.update(format_version=FORMAT_VERSION + 2, versions={"countvi": "9.1"}, unheard_of=[1])
         values.pop("registry")
 
     with pytest.raises(
-        FileFormatError, match=r"written by countvi 9\.1, format 3; this countvi reads up to 1: upgrade"
+        FileFormatError, match=r"written by countvi 9\.1, format 4; this countvi reads up to 2: upgrade"
     ):
         Manifest.from_json(edited(change))
 
 
 def test_newer_format_of_unknown_writer():
-    with pytest.raises(FileFormatError, match="written by countvi of unknown version, format 2"):
-        Manifest.from_json(edited(lambda values: values.update(format_version=2, versions=None)))
+    with pytest.raises(FileFormatError, match="written by countvi of unknown version, format 3"):
+        Manifest.from_json(edited(lambda values: values.update(format_version=FORMAT_VERSION + 1, versions=None)))
 
 
 def rename_class(values):
@@ -207,14 +207,44 @@ def test_current_manifest_is_not_migrated():
 
 def test_missing_migration():
     text = edited(lambda values: values.update(format_version=0))
-    with pytest.raises(FileFormatError, match="format 0, which this countvi cannot bring up to format 1"):
+    with pytest.raises(FileFormatError, match="format 0, which this countvi cannot bring up to format 2"):
         Manifest.from_json(text)
 
 
 def test_migration_of_a_damaged_manifest():
-    with pytest.raises(FileFormatError, match=r"not a whole manifest of format 1.*'model'"):
-        Manifest.from_json(make().to_json(), migrations={1: rename_class}, latest=2)
+    with pytest.raises(FileFormatError, match=r"not a whole manifest of format 2.*'model'"):
+        Manifest.from_json(make().to_json(), migrations={FORMAT_VERSION: rename_class}, latest=FORMAT_VERSION + 1)
 
 
 def test_every_older_version_has_a_migration():
     assert sorted(MIGRATIONS) == list(range(1, FORMAT_VERSION))
+
+
+def test_covariates_of_the_first_format_get_roles():
+    def of(words, **registry):
+        columns = [{"role": word, "key": word, "categories": ["a"]} for word in words]
+        values = {"columns": columns, "modalities": [{"name": "rna"}], **registry}
+        text = edited(lambda manifest: manifest.update(format_version=1, registry=values))
+        migrated = Manifest.from_json(text).registry
+        assert migrated["columns"] == [{"key": word, "categories": ["a"]} for word in words]
+        assert migrated["modalities"] == [
+            {"name": "rna", "part": None, "feature_type": None, "names_key": None, "gaps": None}
+        ]
+        return migrated["covariates"]
+
+    nothing = {"batch": 0, "labels": 1, "categorical": [], "panel": None, "ambient": [], "conditioning": []}
+    nothing |= {"scaling": [], "dispersion": None, "library": None, "encoder": []}
+    assert of(["batch", "labels"]) == nothing
+    assert of(["batch", "labels", "categorical", "categorical", "panel"]) == {
+        **nothing,
+        "categorical": [2, 3],
+        "panel": 4,
+    }
+    purposes = {"ambient": [2, 3], "conditioning": [3], "scaling": [], "dispersion": 0, "library": 2, "encoder": [1]}
+    assert of(["batch", "labels", "covariate", "covariate"], purposes=purposes) == {**nothing, **purposes}
+
+
+def test_a_damaged_manifest_of_the_first_format():
+    text = edited(lambda values: values.update(format_version=1))
+    with pytest.raises(FileFormatError, match=r"not a whole manifest of format 1.*'columns'"):
+        Manifest.from_json(text)

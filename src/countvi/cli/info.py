@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from countvi.data import Registry
     from countvi.files import Manifest
 
 
@@ -28,13 +29,14 @@ def describe(folder: Path) -> str:
 
 def _facts(manifest: Manifest, n_weights: int) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
-    for modality in manifest.registry["modalities"]:
-        names = modality["feature_names"]
-        facts.append(("features", f"{len(names):,} in {modality['location']}: {', '.join(names[:3])}, ..."))
+    registry = Registry.from_json(manifest.registry)
+    for modality in registry.modalities:
+        names = modality.feature_names
+        facts.append(("features", f"{len(names):,} in {modality.location}: {', '.join(names[:3])}, ..."))
     facts.extend(
-        (column["role"], f"obs[{column['key']!r}], {len(column['categories'])} categories")
-        for column in manifest.registry["columns"]
-        if column["key"] is not None
+        (registry.covariates.name(i), f"obs[{column.key!r}], {len(column.categories)} categories")
+        for i, column in enumerate(registry.columns)
+        if column.key is not None
     )
     facts.append(("options", ", ".join(f"{name}={value}" for name, value in manifest.init_args.items())))
     facts.append(("weights", f"{n_weights:,}"))

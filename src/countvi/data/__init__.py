@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from countvi.data.confounding import confounding_table, warn_of_confounding
 from countvi.data.container import is_mudata, obs_column
+from countvi.data.covariates import BATCH_COLUMN, LABELS_COLUMN, ROLES, Covariates, Role, RolesOf
 from countvi.data.dataset import Dataset, bind, covariate_codes
 from countvi.data.extend import extend
 from countvi.data.features import GENES, PEAKS, PROTEINS
@@ -15,16 +16,14 @@ from countvi.data.moments import variance_ratio
 from countvi.data.padding import prepare_query, prepare_query_mudata
 from countvi.data.placement import placed, unique_names
 from countvi.data.proteins import (
-    ProteinKeys,
     setup_proteins,
     setup_proteins_mudata,
     with_unmeasured,
     with_unmeasured_in_new_panels,
 )
-from countvi.data.purposes import CovariateKeys
-from countvi.data.registry import BATCH_COLUMN, Column, Gaps, Modality, Purposes, Registry
+from countvi.data.registry import Column, Gaps, Modality, Registry
 from countvi.data.rows import ColumnMap
-from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_by_purpose, setup_mudata
+from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_mudata
 from countvi.data.snapshot import DataSnapshot
 from countvi.data.source import BackedSource, CountSource, InMemorySource, UnpairedSource, open_source
 from countvi.data.splits import Split, make_split, split_from_indices
@@ -34,15 +33,17 @@ from countvi.data.validate import CountSummary, check_counts, summarize
 __all__ = [
     "BATCH_COLUMN",
     "GENES",
+    "LABELS_COLUMN",
     "MINIFIED_TYPE",
     "PEAKS",
     "PROTEINS",
+    "ROLES",
     "BackedSource",
     "Column",
     "ColumnMap",
     "CountSource",
     "CountSummary",
-    "CovariateKeys",
+    "Covariates",
     "DataSnapshot",
     "Dataset",
     "Gaps",
@@ -50,9 +51,9 @@ __all__ = [
     "MaskedSource",
     "Modality",
     "Patterns",
-    "ProteinKeys",
-    "Purposes",
     "Registry",
+    "Role",
+    "RolesOf",
     "SetupRecords",
     "Split",
     "UnpairedSource",
@@ -76,7 +77,6 @@ __all__ = [
     "recall",
     "remember",
     "setup_anndata",
-    "setup_by_purpose",
     "setup_mudata",
     "setup_proteins",
     "setup_proteins_mudata",

@@ -1,4 +1,4 @@
-"""Columns of ``obs`` as a model uses them: categories, codes, numbers. Everything is read, nothing written."""
+"""Reading columns of ``obs``: categories, codes, continuous covariates, size factors. Nothing is written."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from countvi.data.container import Container
+    from countvi.data.registry import Registry
 
 
-def read_column(data: Container, role: str, key: str | None, argument: str) -> Column:
+def read_column(data: Container, key: str | None, argument: str) -> Column:
     """Read the categories of a column of ``obs``.
 
     Parameters
     ----------
     data
         The data.
-    role
-        What the column is for.
     key
-        Its name; ``None`` for a covariate that was not given.
+        Name of the column; ``None`` for a covariate that was not given.
     argument
         What it was asked for as, for the message.
 
@@ -40,8 +39,21 @@ def read_column(data: Container, role: str, key: str | None, argument: str) -> C
         If it cannot be used as a covariate.
     """
     if key is None:
-        return Column(role, None, (0,))
-    return Column(role, key, categories_of(obs_column(data, key, argument), key))
+        return Column(None, (0,))
+    return Column(key, categories_of(obs_column(data, key, argument), key))
+
+
+def model_column(data: Container, registry: Registry, column: int) -> pd.Series:
+    """Return a column of ``obs`` that a model was set up with, by its place in the codes.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such column.
+    """
+    key = registry.columns[column].key
+    assert key is not None
+    return obs_column(data, key, f"The model's {registry.covariates.name(column)} key")
 
 
 def categories_of(values: pd.Series, key: str) -> tuple[Category, ...]:
@@ -65,8 +77,17 @@ def categories_of(values: pd.Series, key: str) -> tuple[Category, ...]:
     return tuple(categories)
 
 
-def codes_of(values: pd.Series, column: Column) -> NDArray[np.int64]:
+def codes_of(values: pd.Series, column: Column, name: str) -> NDArray[np.int64]:
     """Return the code of each cell's category, matched by value, shape ``(cells,)``.
+
+    Parameters
+    ----------
+    values
+        The column of ``obs``.
+    column
+        The categories that a model knows.
+    name
+        What messages call the column.
 
     Raises
     ------
@@ -90,7 +111,7 @@ def codes_of(values: pd.Series, column: Column) -> NDArray[np.int64]:
         n_cells = int((table[coded.codes] < 0).sum())
         hint = did_you_mean(unseen[0], column.categories) if len(unseen) == 1 else ""
         message = (
-            f"obs[{column.key!r}] ({column.role}) has {len(unseen)} "
+            f"obs[{column.key!r}] ({name}) has {len(unseen)} "
             f"{'category' if len(unseen) == 1 else 'categories'} in {n_cells:,} cells that the model does not know: "
             f"{_list(unseen)}. It knows {_list(column.categories)}.{hint} Rename them to known categories, "
             "map these cells onto the model with `load_query_data`, or train a model on both data sets."

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from countvi.data.registry import LABELS_COLUMN, Purposes, Registry
+from countvi.data.covariates import LABELS_COLUMN
+from countvi.data.registry import Registry
 from countvi.errors import DataWarning
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def confounding_table(codes: ArrayLike, registry: Registry) -> pd.DataFrame:
     codes
         Codes of the categorical covariates, shape ``(cells, columns)``.
     registry
-        What the columns are, and which purposes they serve.
+        What the columns are, and their roles.
 
     Returns
     -------
@@ -36,7 +37,7 @@ def confounding_table(codes: ArrayLike, registry: Registry) -> pd.DataFrame:
         ``key``, ``other``
             The two columns of ``obs``.
         ``serves``
-            What ``key`` is for: its purposes, or ``"labels"``.
+            What ``key`` is for: its roles, or ``"labels"``.
         ``alone``
             Share of the cells whose level of ``key`` occurs with one level of ``other`` only; 1 where ``key``
             determines ``other``.
@@ -51,8 +52,7 @@ def confounding_table(codes: ArrayLike, registry: Registry) -> pd.DataFrame:
     varying = [
         i for i, column in enumerate(registry.columns) if column.key is not None and len(np.unique(table[:, i])) > 1
     ]
-    purposes = Purposes(ambient=()) if registry.purposes is None else registry.purposes
-    rows = [_row(table, registry, purposes, i, j) for i in varying for j in varying if i != j]
+    rows = [_row(table, registry, i, j) for i in varying for j in varying if i != j]
     columns = ["key", "other", "serves", "alone", "explained", "problem", "meaning"]
     return pd.DataFrame(rows, columns=pd.Index(columns)).astype({"problem": bool})
 
@@ -80,13 +80,13 @@ def warn_of_confounding(table: pd.DataFrame, where: str) -> None:
     warnings.warn(message, DataWarning, stacklevel=3)
 
 
-def _row(table: NDArray[np.int64], registry: Registry, purposes: Purposes, i: int, j: int) -> tuple[object, ...]:
+def _row(table: NDArray[np.int64], registry: Registry, i: int, j: int) -> tuple[object, ...]:
     counts = _cross(table[:, i], table[:, j])
     single = (counts > 0).sum(1) == 1
     alone = float(counts[single].sum() / counts.sum())
     back = float(counts[:, (counts > 0).sum(0) == 1].sum() / counts.sum())
-    problem, meaning = _meaning(registry, purposes, (i, j), (alone, back))
-    serves = ", ".join(purposes.of(i)) or registry.columns[i].role
+    problem, meaning = _meaning(registry, (i, j), (alone, back))
+    serves = registry.covariates.serves(i)
     return registry.columns[i].key, registry.columns[j].key, serves, alone, _explained(counts), problem, meaning
 
 
@@ -109,9 +109,7 @@ def _entropy(share: NDArray[np.float64]) -> float:
     return float(-(positive * np.log(positive)).sum())
 
 
-def _meaning(
-    registry: Registry, purposes: Purposes, pair: tuple[int, int], alone: tuple[float, float]
-) -> tuple[bool, str]:
+def _meaning(registry: Registry, pair: tuple[int, int], alone: tuple[float, float]) -> tuple[bool, str]:
     """Whether the first of two columns is confounded with the second, and what follows.
 
     ``alone`` is that of the table for the pair and for the pair turned round.
@@ -139,7 +137,8 @@ def _meaning(
                 f"each level of {key} has one level of {other}, so that correcting for {key} can remove {other}",
             )
         return False, ""
-    shared = [purpose for purpose in purposes.of(pair[0]) if purpose in purposes.of(pair[1])]
+    theirs = registry.covariates.of(pair[1])
+    shared = [role for role in registry.covariates.of(pair[0]) if role in theirs]
     if same and shared:
         first, second = sorted((key, other))
         return True, f"{first} and {second} divide the cells alike and both serve {' and '.join(shared)}; one is enough"

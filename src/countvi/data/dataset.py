@@ -16,8 +16,9 @@ from anndata import AnnData
 from torch import Tensor
 
 from countvi.batch import AbsentCounts, Batch, CountBlock, Design, Factor
-from countvi.data.columns import codes_of, continuous_of, size_factor_of
+from countvi.data.columns import codes_of, continuous_of, model_column, size_factor_of
 from countvi.data.container import check_container, obs_column, part_of, part_text, rows_of
+from countvi.data.covariates import ROLES, Role
 from countvi.data.features import feature_names
 from countvi.data.measured import MaskedSource, Patterns, patterns_of
 from countvi.data.minified import AbsentSource, Stored, is_minified, measured_of, stored_of
@@ -215,7 +216,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-def bind(data: Container, registry: Registry, optional: Collection[str] = ()) -> Dataset:
+def bind(data: Container, registry: Registry, roles: Collection[Role] = ROLES) -> Dataset:
     """Read an AnnData or a MuData the way a model was set up.
 
     Genes are matched by name: another order is put right while reading, genes that the model does not have are
@@ -229,8 +230,9 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
         AnnData itself copies those of a view in memory.
     registry
         What the model was set up with.
-    optional
-        Roles of columns that the model does not read. They need not be there, and may hold other categories.
+    roles
+        Roles of the covariates that the model reads. Columns that have none of them need not be there, and may hold
+        other categories.
 
     Raises
     ------
@@ -243,7 +245,7 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
         what it is for.
     """
     check_container(data, registry.modalities)
-    codes = covariate_codes(data, registry, optional)
+    codes = covariate_codes(data, registry, roles)
     sources: dict[str, CountSource] = {}
     present, patterns = {}, {}
     for modality in registry.modalities:
@@ -280,7 +282,7 @@ def bind(data: Container, registry: Registry, optional: Collection[str] = ()) ->
     )
 
 
-def covariate_codes(data: Container, registry: Registry, optional: Collection[str] = ()) -> NDArray[np.int64]:
+def covariate_codes(data: Container, registry: Registry, roles: Collection[Role] = ROLES) -> NDArray[np.int64]:
     """Read the categorical covariates of data as a model codes them; see :func:`bind`.
 
     Returns
@@ -289,9 +291,8 @@ def covariate_codes(data: Container, registry: Registry, optional: Collection[st
         Shape ``(cells, columns)``; zero in columns that are not given, or not read.
     """
     codes = np.zeros((data.n_obs, len(registry.columns)), dtype=np.int64)
-    for i, column in enumerate(registry.columns):
-        if column.key is not None and registry.reads(i, optional):
-            codes[:, i] = codes_of(obs_column(data, column.key, f"The model's {column.role} key"), column)
+    for i in registry.columns_of(roles):
+        codes[:, i] = codes_of(model_column(data, registry, i), registry.columns[i], registry.covariates.name(i))
     return codes
 
 

@@ -1,4 +1,4 @@
-"""What a model remembers of its data, with the categories of further data added."""
+"""Adding the categories of further data to a registry."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from countvi.data.columns import categories_of
-from countvi.data.container import obs_column
-from countvi.data.registry import Column, Registry, category_key
+from countvi.data.columns import categories_of, model_column
+from countvi.data.covariates import ROLES, Role
+from countvi.data.registry import Registry, category_key
 
 if TYPE_CHECKING:
     from countvi.data.container import Container
 
 
-def extend(registry: Registry, data: Container, optional: Collection[str] = ()) -> Registry:
+def extend(registry: Registry, data: Container, roles: Collection[Role] = ROLES) -> Registry:
     """Add the categories of a query that the registry of a reference does not have.
 
     Parameters
@@ -23,8 +23,8 @@ def extend(registry: Registry, data: Container, optional: Collection[str] = ()) 
         What the reference was set up with.
     data
         The query; it is only read.
-    optional
-        Roles of columns that the model does not read. They keep their categories.
+    roles
+        Roles of the covariates that the model reads. Columns that have none of them keep their categories.
 
     Returns
     -------
@@ -38,16 +38,11 @@ def extend(registry: Registry, data: Container, optional: Collection[str] = ()) 
     DataError
         If a column cannot be used as a covariate.
     """
-    columns = [
-        _extended(column, data) if column.key is not None and registry.reads(i, optional) else column
-        for i, column in enumerate(registry.columns)
-    ]
+    columns = list(registry.columns)
+    for i in registry.columns_of(roles):
+        key, known = columns[i].key, columns[i].codes()
+        assert key is not None
+        found = categories_of(model_column(data, registry, i), key)
+        new = tuple(category for category in found if category_key(category) not in known)
+        columns[i] = dataclasses.replace(columns[i], categories=(*columns[i].categories, *new))
     return dataclasses.replace(registry, columns=tuple(columns))
-
-
-def _extended(column: Column, data: Container) -> Column:
-    assert column.key is not None
-    found = categories_of(obs_column(data, column.key, f"The model's {column.role} key"), column.key)
-    known = column.codes()
-    new = tuple(category for category in found if category_key(category) not in known)
-    return dataclasses.replace(column, categories=(*column.categories, *new))

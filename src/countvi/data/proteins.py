@@ -1,20 +1,19 @@
-"""``setup_anndata`` and ``setup_mudata`` of models of RNA and protein."""
+"""``setup_anndata`` and ``setup_mudata`` of models of RNA and protein, and which proteins were not measured where."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from countvi.batch import PROTEIN, RNA
-from countvi.data.columns import read_column
 from countvi.data.container import as_mudata, checked, part_text, rows_of
+from countvi.data.covariates import ROLES, RolesOf
 from countvi.data.dataset import bind
 from countvi.data.features import GENES, PROTEINS, feature_names, feature_type_of
 from countvi.data.measured import unmeasured_by_level
-from countvi.data.registry import BATCH_COLUMN, Gaps, Modality, Registry
-from countvi.data.setup import read_covariates
+from countvi.data.registry import Gaps, Modality, Registry
+from countvi.data.setup import location_of, read
 from countvi.data.source import matrix_at
 from countvi.errors import DataError, OptionError, UnknownNameError, did_you_mean, shorten
 
@@ -24,26 +23,13 @@ if TYPE_CHECKING:
 
     from countvi.data.container import Container
 
-_LAYERS = ("rna_layer", "protein_layer")
-_KEYS = ("batch_key", "panel_key", "labels_key", "size_factor_key")
-_KEY_LISTS = ("categorical_covariate_keys", "continuous_covariate_keys")
-
-
-@dataclass(frozen=True)
-class ProteinKeys:
-    """Columns of ``obs`` that a model of RNA and protein reads; the fields are the arguments of ``setup_anndata``."""
-
-    batch_key: str | None = None
-    panel_key: str | None = None
-    labels_key: str | None = None
-    size_factor_key: str | None = None
-    categorical_covariate_keys: Any = None
-    continuous_covariate_keys: Any = None
+_LAYERS = ("rna_layer", "protein_layer", "protein_mask_layer")
 
 
 def setup_proteins(
     adata: AnnData,
-    keys: ProteinKeys,
+    given: Mapping[str, Any],
+    roles: RolesOf,
     *,
     protein_expression_obsm_key: str,
     protein_names_uns_key: str | None = None,
@@ -56,8 +42,8 @@ def setup_proteins(
     ----------
     adata
         Cells x genes, with proteins in ``obsm``; it is only read.
-    keys
-        Columns of ``adata.obs``.
+    given, roles
+        Columns of ``adata.obs``, and what they are for; see :func:`countvi.data.setup.read`, errors as well.
     protein_expression_obsm_key
         Entry of ``adata.obsm`` with protein counts: data frame, array or sparse matrix. NaN was not measured.
     protein_names_uns_key
@@ -76,12 +62,12 @@ def setup_proteins(
     Raises
     ------
     UnknownNameError
-        If a layer, an entry or a column does not exist.
+        If a layer or an entry does not exist.
     DataError
-        If the AnnData is empty, names features twice, or a column cannot be used as what it was given for.
+        If the AnnData is empty or names features twice.
     """
     checked(adata)
-    location = "X" if layer is None else f"layers/{layer}"
+    location = location_of(layer)
     matrix_at(adata, location)
     names = _protein_names(adata, protein_expression_obsm_key, protein_names_uns_key)
     modalities = (
@@ -95,12 +81,13 @@ def setup_proteins(
         "layer": layer,
     }
     mask = None if protein_mask_obsm_key is None else f"obsm/{protein_mask_obsm_key}"
-    return _registry(adata, "setup_anndata", arguments, keys, modalities, mask)
+    return _with_gaps(adata, read(adata, modalities, given, roles, arguments), mask)
 
 
 def setup_proteins_mudata(
     mdata: MuData,
-    keys: ProteinKeys,
+    given: Mapping[str, Any],
+    roles: RolesOf,
     *,
     rna_layer: str | None = None,
     protein_layer: str | None = None,
@@ -113,8 +100,8 @@ def setup_proteins_mudata(
     ----------
     mdata
         Modalities that share cells; it is only read. Every cell has RNA; one without proteins was not measured there.
-    keys
-        Columns of ``obs``, looked for in ``mdata.obs`` first, then in the modalities'.
+    given, roles
+        Columns of ``obs``, looked for in ``mdata.obs`` first, then in the modalities', and what they are for.
     rna_layer, protein_layer
         Layers with the counts; ``None`` for ``X``.
     protein_mask_layer
@@ -124,13 +111,13 @@ def setup_proteins_mudata(
         a modality's ``obs``, ``{"batch_key": "rna"}``. By default RNA and protein are told by their features and names.
     """
     mdata = as_mudata(mdata)
-    chosen = _chosen(mdata, dict(modalities or {}))
+    chosen = _chosen(mdata, dict(modalities or {}), roles)
     found = []
     for name, layer, kind in ((RNA, rna_layer, GENES), (PROTEIN, protein_layer, PROTEINS)):
         part = chosen[f"{name}_layer"]
         assert part is not None
         adata = checked(mdata.mod[part], part_text(part))
-        location = "X" if layer is None else f"layers/{layer}"
+        location = location_of(layer)
         matrix_at(adata, location, part_text(part))
         found.append(Modality(name, location, tuple(map(str, adata.var_names)), part, kind))
     rows = rows_of(mdata, found[0].part)
@@ -140,7 +127,6 @@ def setup_proteins_mudata(
             "needs RNA in every cell, and can do without proteins. Leave these cells out."
         )
         raise DataError(message)
-    keys = _of_modalities(mdata, keys, chosen)
     arguments = {
         "rna_layer": rna_layer,
         "protein_layer": protein_layer,
@@ -148,39 +134,23 @@ def setup_proteins_mudata(
         "modalities": chosen,
     }
     mask = None if protein_mask_layer is None else f"layers/{protein_mask_layer}"
-    return _registry(mdata, "setup_mudata", arguments, keys, tuple(found), mask)
+    keys = {argument: _of_modality(mdata, given[argument], chosen.get(argument)) for argument in roles}
+    return _with_gaps(mdata, read(mdata, tuple(found), keys, roles, arguments), mask)
 
 
-def _registry(
-    data: Container,
-    method: str,
-    arguments: Mapping[str, Any],
-    keys: ProteinKeys,
-    modalities: tuple[Modality, ...],
-    mask: str | None,
-) -> Registry:
-    """Read the columns, and which proteins were not measured where."""
-    columns, continuous = read_covariates(data, dataclasses.asdict(keys))
-    panel = BATCH_COLUMN
-    if keys.panel_key is not None:
-        columns = (*columns, read_column(data, "panel", keys.panel_key, "panel_key"))
-        panel = len(columns) - 1
-    registry = Registry(
-        method=method,
-        setup_args={**arguments, **dataclasses.asdict(keys)},
-        modalities=(modalities[0], dataclasses.replace(modalities[1], gaps=Gaps(panel, mask))),
-        columns=columns,
-        continuous_keys=continuous,
-        size_factor_key=keys.size_factor_key,
-    )
+def _with_gaps(data: Container, registry: Registry, mask: str | None) -> Registry:
+    """Add which proteins were not measured where."""
+    rna, protein = registry.modalities
+    panel = registry.factor(registry.covariates.panel)
+    protein = dataclasses.replace(protein, gaps=Gaps(panel.column, mask))
+    registry = dataclasses.replace(registry, modalities=(rna, protein))
     dataset = bind(data, registry)
     present = dataset.present.get(PROTEIN)
     told = mask is not None or (PROTEIN in dataset.patterns and (present is None or _has_gaps(dataset, present)))
     if told:
         return registry
-    levels = dataset.codes[:, panel].numpy()
-    unmeasured = unmeasured_by_level(dataset.sources[PROTEIN], levels, len(columns[panel].categories))
-    return with_unmeasured(registry, unmeasured)
+    levels = dataset.codes[:, panel.column].numpy()
+    return with_unmeasured(registry, unmeasured_by_level(dataset.sources[PROTEIN], levels, panel.n_levels))
 
 
 def with_unmeasured_in_new_panels(registry: Registry, known: Registry, data: Container) -> Registry:
@@ -197,7 +167,7 @@ def with_unmeasured_in_new_panels(registry: Registry, known: Registry, data: Con
     """
     gaps = registry.modality(PROTEIN).gaps
     assert gaps is not None
-    dataset = bind(data, registry, ("labels",))
+    dataset = bind(data, registry, ROLES - {"labels"})
     present = dataset.present.get(PROTEIN)
     told = PROTEIN in dataset.patterns and (present is None or _has_gaps(dataset, present))
     n_known, n_levels = (len(r.columns[gaps.column].categories) for r in (known, registry))
@@ -238,9 +208,9 @@ def _protein_names(adata: AnnData, key: str, names_key: str | None) -> tuple[str
     return names
 
 
-def _chosen(mdata: MuData, asked: dict[str, str | None]) -> dict[str, str | None]:
+def _chosen(mdata: MuData, asked: dict[str, str | None], roles: RolesOf) -> dict[str, str | None]:
     """Which modality each argument is about."""
-    known = (*_LAYERS, "protein_mask_layer", *_KEYS, *_KEY_LISTS)
+    known = (*_LAYERS, *roles)
     for argument, part in asked.items():
         if argument not in known:
             message = f"modalities has no argument {argument!r}; it takes {shorten(known, limit=len(known))}."
@@ -268,16 +238,10 @@ def _chosen(mdata: MuData, asked: dict[str, str | None]) -> dict[str, str | None
     return asked
 
 
-def _of_modalities(mdata: MuData, keys: ProteinKeys, chosen: Mapping[str, str | None]) -> ProteinKeys:
+def _of_modality(mdata: MuData, given: Any, part: str | None) -> Any:
     """Spell columns of one modality's ``obs`` as ``modality:column``."""
-    changed: dict[str, Any] = {}
-    for argument in (*_KEYS, *_KEY_LISTS):
-        part, given = chosen.get(argument), getattr(keys, argument)
-        if part is None or given is None or isinstance(given, str) != (argument in _KEYS):
-            continue
-
-        def spelled(key: str, part: str = part) -> str:
-            return f"{part}:{key}" if key in mdata.mod[part].obs.columns else key
-
-        changed[argument] = spelled(given) if isinstance(given, str) else [spelled(key) for key in given]
-    return dataclasses.replace(keys, **changed)
+    if part is None or given is None:
+        return given
+    columns = mdata.mod[part].obs.columns
+    spelled = [f"{part}:{key}" if key in columns else key for key in ([given] if isinstance(given, str) else given)]
+    return spelled[0] if isinstance(given, str) else spelled

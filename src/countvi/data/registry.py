@@ -7,19 +7,15 @@ is all that is needed to read other data the same way (:func:`countvi.data.datas
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from countvi.batch import Factor
+from countvi.data.covariates import Covariates, Role
 from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.errors import UnknownNameError, did_you_mean, shorten
-
-BATCH_COLUMN = 0
-"""Column of the codes that holds the batch."""
-LABELS_COLUMN = 1
-"""Column of the codes that holds the labels."""
 
 _NOUNS = {None: "gene", GENES: "gene", PEAKS: "peak", PROTEINS: "protein"}
 
@@ -113,61 +109,18 @@ class Column:
 
     Parameters
     ----------
-    role
-        What the covariate is for: ``"batch"``, ``"labels"``, ``"categorical"``, ``"panel"``, or ``"covariate"`` where
-        :class:`Purposes` says it.
     key
         Column of ``obs``; ``None`` for a covariate that was not given, which has one level, ``0``.
     categories
         Value of each code, as str, int, float or bool.
     """
 
-    role: str
     key: str | None
     categories: tuple[Category, ...]
 
     def codes(self) -> dict[tuple[bool, object], int]:
         """Return the code of each :func:`category_key`."""
         return {category_key(category): code for code, category in enumerate(self.categories)}
-
-
-@dataclass(frozen=True)
-class Purposes:
-    """Which columns of :attr:`countvi.batch.Design.codes` serve which part of a model; one can serve several.
-
-    Parameters
-    ----------
-    ambient
-        Whose levels have a background of their own; backgrounds are summed over columns.
-    conditioning
-        What the decoder sees.
-    scaling
-        Whose levels have feature factors of their own, multiplied over columns; empty for one set of factors.
-    dispersion
-        Whose levels have a dispersion of their own.
-    library
-        Whose levels have a library size prior of their own.
-    encoder
-        What the encoders see.
-    """
-
-    ambient: tuple[int, ...] = (BATCH_COLUMN,)
-    conditioning: tuple[int, ...] = ()
-    scaling: tuple[int, ...] = ()
-    dispersion: int = BATCH_COLUMN
-    library: int = BATCH_COLUMN
-    encoder: tuple[int, ...] = ()
-
-    def of(self, column: int) -> tuple[str, ...]:
-        """Name the purposes that a column serves."""
-        served = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return tuple(name for name, use in served if column == use or (isinstance(use, tuple) and column in use))
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Purposes:
-        """Build from the dictionary of its fields."""
-        read: dict[str, Any] = {name: tuple(use) if isinstance(use, list) else use for name, use in values.items()}
-        return cls(**read)
 
 
 @dataclass(frozen=True)
@@ -184,21 +137,21 @@ class Registry:
         The count matrices.
     columns
         The categorical covariates: batch first, labels second, then the others in the order they were given.
+    covariates
+        Which columns serve which parts of the model.
     continuous_keys
         Columns of ``obs`` with continuous covariates.
     size_factor_key
         Column of ``obs`` with size factors, or ``None``.
-    purposes
-        Which columns serve what, for models whose parts have covariates of their own; otherwise ``None``.
     """
 
     method: str
     setup_args: Mapping[str, Any]
     modalities: tuple[Modality, ...]
     columns: tuple[Column, ...]
+    covariates: Covariates = field(default_factory=Covariates)
     continuous_keys: tuple[str, ...] = ()
     size_factor_key: str | None = None
-    purposes: Purposes | None = None
 
     def modality(self, name: str) -> Modality:
         """Return one count matrix by name.
@@ -218,36 +171,26 @@ class Registry:
     @property
     def batch(self) -> Factor:
         """The batch."""
-        return self.factor(BATCH_COLUMN)
+        return self.factor(self.covariates.batch)
 
     @property
     def labels(self) -> Factor:
         """The labels."""
-        return self.factor(LABELS_COLUMN)
+        return self.factor(self.covariates.labels)
 
-    @property
-    def categorical(self) -> tuple[Factor, ...]:
-        """The other categorical covariates."""
-        return self.factors([i for i, column in enumerate(self.columns) if column.role == "categorical"])
-
-    @property
-    def panel(self) -> Factor:
-        """Whose levels have a protein panel of their own: the panel if there is one, else the batch."""
-        columns = [i for i, column in enumerate(self.columns) if column.role == "panel"]
-        return self.factor(columns[0] if columns else BATCH_COLUMN)
-
-    def factor(self, column: int) -> Factor:
-        """One column as a model names it."""
+    def factor(self, column: int | None) -> Factor:
+        """One column as a model names it; ``None``, a role that no column was given for, is that of the batch."""
+        column = self.covariates.batch if column is None else column
         return Factor(column, len(self.columns[column].categories))
 
     def factors(self, columns: Sequence[int]) -> tuple[Factor, ...]:
         """Several columns as a model names them, in the order given."""
         return tuple(self.factor(column) for column in columns)
 
-    def reads(self, column: int, optional: Collection[str] = ()) -> bool:
-        """Whether a column is looked at, if those of some roles are not read for their role's sake."""
-        wanted = self.columns[column].role not in optional
-        return wanted or (self.purposes is not None and bool(self.purposes.of(column)))
+    def columns_of(self, roles: Collection[Role]) -> list[int]:
+        """Return the columns that were given and have one of some roles."""
+        given = (i for i, column in enumerate(self.columns) if column.key is not None)
+        return [i for i in given if not set(roles).isdisjoint(self.covariates.of(i))]
 
     def code_of(self, column_index: int, value: object) -> int:
         """Return the code of a category, looked up by value.
@@ -257,15 +200,15 @@ class Registry:
         UnknownNameError
             If the covariate has no such category.
         """
-        column = self.columns[column_index]
+        column, name = self.columns[column_index], self.covariates.name(column_index)
         codes = column.codes()
         if isinstance(value, Hashable) and category_key(value) in codes:
             return codes[category_key(value)]
         if column.key is None:
-            message = f"{value!r} was asked for, but the model was set up without a {column.role} key."
+            message = f"{value!r} was asked for, but the model was set up without a {name} key."
         else:
             message = (
-                f"{plain(value)!r} is not a category of obs[{column.key!r}] ({column.role}); the model knows "
+                f"{plain(value)!r} is not a category of obs[{column.key!r}] ({name}); the model knows "
                 f"{', '.join(map(repr, column.categories[:10]))}"
                 f"{f' and {len(column.categories) - 10:,} more' if len(column.categories) > 10 else ''}."
                 f"{did_you_mean(value, column.categories)}"
@@ -278,16 +221,15 @@ class Registry:
             "method": self.method,
             "setup_args": dict(self.setup_args),
             "modalities": [{**asdict(m), "feature_names": list(m.feature_names)} for m in self.modalities],
-            "columns": [{"role": c.role, "key": c.key, "categories": list(c.categories)} for c in self.columns],
+            "columns": [{"key": c.key, "categories": list(c.categories)} for c in self.columns],
+            "covariates": self.covariates.to_json(),
             "continuous_keys": list(self.continuous_keys),
             "size_factor_key": self.size_factor_key,
-            "purposes": None if self.purposes is None else asdict(self.purposes),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Registry:
-        """Build from what :meth:`to_json` returned, by this or an earlier version."""
-        purposes = values.get("purposes")
+        """Build from what :meth:`to_json` returned."""
         return cls(
             method=values["method"],
             setup_args=dict(values["setup_args"]),
@@ -296,15 +238,15 @@ class Registry:
                     m["name"],
                     m["location"],
                     tuple(m["feature_names"]),
-                    part=m.get("part"),
-                    feature_type=m.get("feature_type"),
-                    names_key=m.get("names_key"),
-                    gaps=None if m.get("gaps") is None else Gaps.from_json(m["gaps"]),
+                    part=m["part"],
+                    feature_type=m["feature_type"],
+                    names_key=m["names_key"],
+                    gaps=None if m["gaps"] is None else Gaps.from_json(m["gaps"]),
                 )
                 for m in values["modalities"]
             ),
-            columns=tuple(Column(c["role"], c["key"], tuple(c["categories"])) for c in values["columns"]),
+            columns=tuple(Column(c["key"], tuple(c["categories"])) for c in values["columns"]),
+            covariates=Covariates.from_json(values["covariates"]),
             continuous_keys=tuple(values["continuous_keys"]),
             size_factor_key=values["size_factor_key"],
-            purposes=None if purposes is None else Purposes.from_json(purposes),
         )

@@ -1,18 +1,22 @@
-"""``setup_anndata`` and ``setup_mudata``: look at what the user chose, record it, write nothing into the data."""
+"""``setup_anndata`` and ``setup_mudata``: record which matrices and columns a model shall use.
+
+Nothing is written into the data. :func:`read` turns what a user chose into a :class:`countvi.data.Registry`, for all
+models.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from countvi.batch import RNA
 from countvi.data.columns import continuous_of, read_column, size_factor_of
-from countvi.data.container import as_mudata, checked, obs_column, part_text, rows_of
+from countvi.data.container import as_mudata, checked, is_mudata, obs_column, part_text, rows_of
+from countvi.data.covariates import BATCH_COLUMN, LABELS_COLUMN, Covariates, RolesOf
 from countvi.data.features import feature_type_of
-from countvi.data.purposes import CovariateKeys, as_keys, read_columns
-from countvi.data.registry import Column, Modality, Registry
+from countvi.data.registry import Modality, Registry
 from countvi.data.source import matrix_at
 from countvi.errors import DataError, OptionError, UnknownNameError, did_you_mean, shorten
 
@@ -22,18 +26,83 @@ if TYPE_CHECKING:
 
     from countvi.data.container import Container
 
+_FIRST = {"batch_key": BATCH_COLUMN, "labels_key": LABELS_COLUMN}
+"""Arguments whose columns come first and are there whether they are given or not."""
+
+
+def read(
+    data: Container,
+    modalities: tuple[Modality, ...],
+    given: Mapping[str, Any],
+    roles: RolesOf,
+    others: Mapping[str, Any],
+) -> Registry:
+    """Read the columns of ``obs`` that a user chose, each once however many roles it has.
+
+    Parameters
+    ----------
+    data
+        The data; they are only read.
+    modalities
+        The count matrices chosen.
+    given
+        Arguments of a set-up; those that ``roles`` names are columns of ``obs``, ``None`` for none.
+    roles
+        What the columns of each argument are for, in the order in which they make up the codes. Roles of
+        ``batch_key`` that no other argument was given for fall to the batch.
+    others
+        The other arguments of the set-up, to be recorded.
+
+    Returns
+    -------
+    Registry
+        What was chosen, with the categories found.
+
+    Raises
+    ------
+    UnknownNameError
+        If a column does not exist.
+    DataError
+        If a column cannot be used as what it was given for, or is given twice.
+    OptionError
+        If a name stands where a list is expected or the other way round.
+    """
+    keys = {argument: _checked_keys(given[argument], argument) for argument in roles}
+    _check_distinct(keys, roles)
+    columns = [read_column(data, keys.get(argument), argument) for argument in _FIRST]
+    at = {keys.get("labels_key"): LABELS_COLUMN, keys.get("batch_key"): BATCH_COLUMN}
+    served: defaultdict[str, list[int]] = defaultdict(list)
+    for argument, uses in roles.items():
+        for key in _listed(keys[argument]):
+            if uses == ("continuous",):
+                continuous_of(obs_column(data, key, argument), key)
+            elif uses == ("size_factor",):
+                size_factor_of(obs_column(data, key, argument), key)
+            elif argument not in _FIRST:
+                if key not in at:
+                    at[key] = len(columns)
+                    columns.append(read_column(data, key, argument))
+                for role in uses:
+                    served[role].append(at[key])
+    for argument, column in _FIRST.items():
+        for role in roles.get(argument, ()):
+            served[role] = served[role] or [column]
+    size_factors = _named(keys, roles, "size_factor")
+    return Registry(
+        method="setup_mudata" if is_mudata(data) else "setup_anndata",
+        setup_args={**others, **keys},
+        modalities=modalities,
+        columns=tuple(columns),
+        covariates=Covariates.serving(served),
+        continuous_keys=tuple(_named(keys, roles, "continuous")),
+        size_factor_key=size_factors[0] if size_factors else None,
+    )
+
 
 def setup_anndata(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    batch_key: str | None = None,
-    labels_key: str | None = None,
-    size_factor_key: str | None = None,
-    categorical_covariate_keys: Sequence[str] | None = None,
-    continuous_covariate_keys: Sequence[str] | None = None,
+    adata: AnnData, given: Mapping[str, Any], roles: RolesOf, *, layer: str | None = None, typed: bool = False
 ) -> Registry:
-    """Record which parts of an AnnData a model shall use.
+    """Record which parts of an AnnData a model of one count matrix shall use.
 
     The counts themselves are not read here; see :func:`countvi.data.validate.check_counts`.
 
@@ -41,138 +110,37 @@ def setup_anndata(
     ----------
     adata
         Cells x genes; it is only read.
+    given, roles
+        Columns of ``adata.obs``, and what they are for; see :func:`read`, errors as well.
     layer
         Layer with the raw counts; ``None`` for ``adata.X``.
-    batch_key
-        Column of ``adata.obs`` with the batch of each cell.
-    labels_key
-        Column of ``adata.obs`` with a label (a cell type) of each cell.
-    size_factor_key
-        Column of ``adata.obs`` with size factors, finite and positive.
-    categorical_covariate_keys
-        Columns of ``adata.obs`` with further categorical covariates.
-    continuous_covariate_keys
-        Columns of ``adata.obs`` with continuous covariates, numeric and finite.
-
-    Returns
-    -------
-    Registry
-        What was chosen, with the categories found.
+    typed
+        Record whether the features are genes, peaks or proteins.
 
     Raises
     ------
     UnknownNameError
-        If a layer or a column does not exist.
+        If the layer does not exist.
     DataError
-        If the AnnData is empty, names genes twice, or a column cannot be used as what it was given for.
-    OptionError
-        If a list of keys is a single string.
+        If the AnnData is empty or names genes twice.
     """
     checked(adata)
-    location = _location(layer)
+    location = location_of(layer)
     matrix_at(adata, location)
-    keys = {
-        "batch_key": batch_key,
-        "labels_key": labels_key,
-        "size_factor_key": size_factor_key,
-        "categorical_covariate_keys": as_keys(categorical_covariate_keys, "categorical_covariate_keys") or None,
-        "continuous_covariate_keys": as_keys(continuous_covariate_keys, "continuous_covariate_keys") or None,
-    }
-    columns, continuous = read_covariates(adata, keys)
-    return Registry(
-        method="setup_anndata",
-        setup_args={"layer": layer, **keys},
-        modalities=(Modality(RNA, location, tuple(map(str, adata.var_names))),),
-        columns=columns,
-        continuous_keys=continuous,
-        size_factor_key=size_factor_key,
-    )
-
-
-def read_covariates(data: Container, keys: Mapping[str, Any]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-    """Read the columns of ``obs`` of a model whose parts share their covariates.
-
-    Parameters
-    ----------
-    data
-        The data.
-    keys
-        The arguments of :func:`setup_anndata` that name columns.
-
-    Returns
-    -------
-    tuple
-        The categorical covariates, batch first and labels second, and the names of the continuous ones.
-
-    Raises
-    ------
-    UnknownNameError
-        If a column does not exist.
-    DataError
-        If a column cannot be used as what it was given for.
-    """
-    categorical = as_keys(keys["categorical_covariate_keys"], "categorical_covariate_keys")
-    continuous = as_keys(keys["continuous_covariate_keys"], "continuous_covariate_keys")
-    size_factor_key = keys["size_factor_key"]
-    _check_distinct(keys["batch_key"], categorical, continuous)
-    columns = (
-        read_column(data, "batch", keys["batch_key"], "batch_key"),
-        read_column(data, "labels", keys["labels_key"], "labels_key"),
-        *(read_column(data, "categorical", key, "categorical_covariate_keys") for key in categorical),
-    )
-    for key in continuous:
-        continuous_of(obs_column(data, key, "continuous_covariate_keys"), key)
-    if size_factor_key is not None:
-        size_factor_of(obs_column(data, size_factor_key, "size_factor_key"), size_factor_key)
-    return columns, tuple(continuous)
-
-
-def setup_by_purpose(adata: AnnData, keys: CovariateKeys, *, layer: str | None = None) -> Registry:
-    """Record which parts of an AnnData a model shall use whose parts have covariates of their own.
-
-    Parameters
-    ----------
-    adata
-        Cells x genes; it is only read.
-    keys
-        Which columns of ``adata.obs`` serve what.
-    layer
-        Layer with the raw counts; ``None`` for ``adata.X``.
-
-    Returns
-    -------
-    Registry
-        What was chosen, with the categories found.
-
-    Raises
-    ------
-    UnknownNameError
-        If a layer or a column does not exist.
-    DataError
-        If the AnnData is empty, names genes twice, or a column cannot be used as what it was given for.
-    """
-    checked(adata)
-    location = _location(layer)
-    matrix_at(adata, location)
-    columns, purposes = read_columns(adata, keys)
-    return Registry(
-        method="setup_anndata",
-        setup_args={"layer": layer, **keys.to_json()},
-        modalities=(Modality(RNA, location, tuple(map(str, adata.var_names)), None, feature_type_of(adata, RNA)),),
-        columns=columns,
-        continuous_keys=tuple(keys.nn_continuous_covariate_keys or ()),
-        purposes=purposes,
-    )
+    kind = feature_type_of(adata, RNA) if typed else None
+    modality = Modality(RNA, location, tuple(map(str, adata.var_names)), None, kind)
+    return read(adata, (modality,), given, roles, {"layer": layer})
 
 
 def setup_mudata(
     mdata: MuData,
-    keys: CovariateKeys,
+    given: Mapping[str, Any],
+    roles: RolesOf,
     *,
     modalities: Sequence[str] | Mapping[str, str] | None = None,
     layer: str | Mapping[str, str | None] | None = None,
 ) -> Registry:
-    """Record which parts of a MuData a model shall use whose parts have covariates of their own.
+    """Record which parts of a MuData a model of several count matrices shall use.
 
     Modalities need not have the same cells: one that lacks a cell was not measured in it.
 
@@ -180,26 +148,20 @@ def setup_mudata(
     ----------
     mdata
         Modalities that share cells; it is only read.
-    keys
-        Which columns of ``obs`` serve what; they are looked for in ``mdata.obs`` first, then in the modalities'.
-        Without feature scaling keys, the conditioning keys scale features too.
+    given, roles
+        Columns of ``obs``, and what they are for; see :func:`read`, errors as well. They are looked for in
+        ``mdata.obs`` first, then in the modalities'.
     modalities
         Modalities to use; a dictionary gives them other names, ``{name: modality}``; ``None`` for all.
     layer
         Layer with the raw counts in every modality, or ``{name: layer}``; ``None``, or a name left out, for ``X``.
 
-    Returns
-    -------
-    Registry
-        What was chosen, with the categories found.
-
     Raises
     ------
     UnknownNameError
-        If a modality, a layer or a column does not exist.
+        If a modality or a layer does not exist.
     DataError
-        If a modality is empty or names features twice, if a column cannot be used as what it was given for, or if
-        modalities disagree about it.
+        If a modality is empty or names features twice, or if modalities disagree about a column.
     OptionError
         If modalities are repeated or none.
     """
@@ -207,15 +169,7 @@ def setup_mudata(
     chosen = _modalities(mdata, modalities)
     layers = _layers(layer, chosen)
     found = tuple(_modality(mdata, name, part, layers[name]) for name, part in chosen.items())
-    columns, purposes = read_columns(mdata, keys, scale_by_conditioning=True)
-    return Registry(
-        method="setup_mudata",
-        setup_args={"modalities": chosen, "layer": layers, **keys.to_json()},
-        modalities=found,
-        columns=columns,
-        continuous_keys=tuple(keys.nn_continuous_covariate_keys or ()),
-        purposes=purposes,
-    )
+    return read(mdata, found, given, roles, {"modalities": chosen, "layer": layers})
 
 
 class SetupRecords:
@@ -256,7 +210,8 @@ def recall(model_class: type, adata: object) -> Registry | None:
     return _records.recall(model_class, adata)
 
 
-def _location(layer: str | None) -> str:
+def location_of(layer: str | None) -> str:
+    """Return where the counts of a layer lie; ``None`` stands for ``X``."""
     return "X" if layer is None else f"layers/{layer}"
 
 
@@ -265,7 +220,7 @@ def _modalities(mdata: MuData, asked: Sequence[str] | Mapping[str, str] | None) 
     if isinstance(asked, Mapping):
         chosen = {str(name): str(part) for name, part in asked.items()}
     else:
-        parts = list(mdata.mod) if asked is None else as_keys(asked, "modalities")
+        parts = list(mdata.mod) if asked is None else _names(asked, "modalities")
         chosen = {part: part for part in parts}
         if len(chosen) < len(parts):
             message = f"modalities names some more than once: {shorten(parts)}; name each once."
@@ -298,19 +253,75 @@ def _layers(layer: str | Mapping[str, str | None] | None, chosen: Mapping[str, s
 
 
 def _modality(mdata: MuData, name: str, part: str, layer: str | None) -> Modality:
-    owner, location = part_text(part), _location(layer)
+    owner, location = part_text(part), location_of(layer)
     adata = checked(mdata.mod[part], owner)
     rows_of(mdata, part)
     matrix_at(adata, location, owner)
     return Modality(name, location, tuple(map(str, adata.var_names)), part, feature_type_of(adata, name))
 
 
-def _check_distinct(batch_key: str | None, categorical: list[str], continuous: list[str]) -> None:
-    repeated = [key for key, times in Counter(categorical + continuous).items() if times > 1]
+def _checked_keys(given: Any, argument: str) -> Any:
+    """Return the name of a column, or a list of names if several are expected; ``None`` for none."""
+    if given is None:
+        return None
+    if argument.endswith("_keys"):
+        return _names(given, argument)
+    if not isinstance(given, str):
+        message = f"{argument} must be the name of one column of obs; got {given!r}."
+        raise OptionError(message)
+    return given
+
+
+def _names(given: Any, argument: str) -> list[str]:
+    if isinstance(given, str):
+        message = f"{argument} must be a list of column names; got the string {given!r}. Write [{given!r}]."
+        raise OptionError(message)
+    names: list[Any] = list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(name, str) for name in names):
+        message = f"{argument} must be a list of column names; got {given!r}."
+        raise OptionError(message)
+    return names
+
+
+def _listed(keys: str | Sequence[str] | None) -> list[str]:
+    if keys is None:
+        return []
+    return [keys] if isinstance(keys, str) else list(keys)
+
+
+def _named(keys: Mapping[str, Any], roles: RolesOf, use: str) -> list[str]:
+    """The columns of the arguments that are for one thing."""
+    return [key for argument, uses in roles.items() if use in uses for key in _listed(keys[argument])]
+
+
+def _check_distinct(keys: Mapping[str, Any], roles: RolesOf) -> None:
+    """Refuse columns that are given twice for the same."""
+    continuous = _named(keys, roles, "continuous")
+    if any("categorical" in uses for uses in roles.values()):
+        _check_beside_batch(keys["batch_key"], _named(keys, roles, "categorical") + continuous)
+        return
+    for argument in roles:
+        repeated = [key for key, times in Counter(_listed(keys[argument])).items() if times > 1]
+        if repeated:
+            message = f"{argument} names {shorten(repeated)} more than once; name each column once."
+            raise DataError(message)
+    categorical = {
+        key for argument, uses in roles.items() if "continuous" not in uses for key in _listed(keys[argument])
+    }
+    both = [key for key in continuous if key in categorical]
+    if both:
+        argument = next(argument for argument, uses in roles.items() if "continuous" in uses)
+        message = f"{shorten(both)} is named in {argument} and also as a categorical covariate; choose one."
+        raise DataError(message)
+
+
+def _check_beside_batch(batch_key: str | None, covariates: list[str]) -> None:
+    """Covariates that all networks see beside the batch are given once, and are not the batch."""
+    repeated = [key for key, times in Counter(covariates).items() if times > 1]
     if repeated:
         message = f"Each covariate may be given once; given more than once: {shorten(repeated)}."
         raise DataError(message)
-    if batch_key is not None and batch_key in categorical + continuous:
+    if batch_key is not None and batch_key in covariates:
         message = (
             f"{batch_key!r} is given as batch_key and again as a covariate; models use the batch as a covariate "
             "already. Remove it from the covariates."

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from countvi import data as data_layer
 from countvi import seeding
 from countvi.estimators import options
-from countvi.estimators.build.regularized import AmbientOptions
-from countvi.estimators.regularized import RegularizedEstimator
+from countvi.estimators.build.regularized import ROLES, AmbientOptions
+from countvi.estimators.regularized import RegularizedEstimator, set_up_keys, warn_of_encoder
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -170,18 +170,10 @@ class AmbientRegularizedSCVI(RegularizedEstimator):
         DataError
             If a column has missing values or cannot be used.
         """
-        keys = data_layer.CovariateKeys(
-            batch_key=batch_key,
-            labels_key=labels_key,
-            ambient_covariate_keys=ambient_covariate_keys,
-            nn_conditioning_covariate_keys=nn_conditioning_covariate_keys,
-            nn_continuous_covariate_keys=nn_continuous_covariate_keys,
-            feature_scaling_covariate_keys=feature_scaling_covariate_keys,
-            dispersion_key=dispersion_key,
-            library_size_key=library_size_key,
-            encoder_covariate_keys=encoder_covariate_keys,
-        )
-        data_layer.remember(cls, adata, data_layer.setup_by_purpose(adata, keys, layer=layer))
+        given = set_up_keys(locals())
+        registry = data_layer.setup_anndata(adata, given, ROLES, layer=layer, typed=True)
+        warn_of_encoder(registry)
+        data_layer.remember(cls, adata, registry)
 
     @staticmethod
     def prepare_query_anndata(adata: AnnData, reference_model: AmbientRegularizedSCVI) -> AnnData:

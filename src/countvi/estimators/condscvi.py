@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from countvi import data as data_layer
 from countvi import seeding
-from countvi.data.registry import LABELS_COLUMN
+from countvi.data import LABELS_COLUMN
 from countvi.estimators import mapping, minified, options
 from countvi.estimators.base import Estimator
-from countvi.estimators.build.condscvi import CondSCVIOptions, build_condscvi
+from countvi.estimators.build.condscvi import ROLES, CondSCVIOptions, build_condscvi
 from countvi.estimators.readouts import (
     abundance,
     checks,
@@ -138,8 +138,7 @@ class CondSCVI(Estimator["CondSCVIModel"]):
         DataError
             If a column has missing values or cannot be used.
         """
-        registry = data_layer.setup_anndata(adata, layer=layer, batch_key=batch_key, labels_key=labels_key)
-        data_layer.remember(cls, adata, registry)
+        data_layer.remember(cls, adata, data_layer.setup_anndata(adata, locals(), ROLES, layer=layer))
 
     @staticmethod
     def prepare_query_anndata(adata: AnnData, reference_model: CondSCVI) -> AnnData:
@@ -163,5 +162,5 @@ class CondSCVI(Estimator["CondSCVIModel"]):
         return build_condscvi(self.options, self.registry, start)
 
     @property
-    def _unread_roles(self) -> frozenset[str]:
-        return frozenset()
+    def _roles_read(self) -> frozenset[data_layer.Role]:
+        return data_layer.ROLES

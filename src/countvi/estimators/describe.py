@@ -22,7 +22,7 @@ def describe(self: Fitted) -> str:
         if column.key is not None:
             new = len(column.categories) - self.mapped.known[i] if self.mapped is not None else 0
             covariates.append(
-                f"  {_serves(self, i)}: obs[{column.key!r}], {len(column.categories)} categories"
+                f"  {self.registry.covariates.serves(i)}: obs[{column.key!r}], {len(column.categories)} categories"
                 f"{f', {new} of them new to the reference' if new else ''}"
             )
     return "\n".join(
@@ -51,7 +51,9 @@ def view_anndata_setup(self: Fitted) -> None:
     for i, column in enumerate(registry.columns):
         if column.key is None:
             continue
-        table = Table("category", title=escape(f"{_serves(self, i)}: obs[{column.key!r}]"), title_justify="left")
+        table = Table(
+            "category", title=escape(f"{registry.covariates.serves(i)}: obs[{column.key!r}]"), title_justify="left"
+        )
         table.add_column("code", justify="right")
         table.add_column("cells", justify="right")
         sizes = None if self.bound is None else np.bincount(self.bound.codes[:, i], minlength=len(column.categories))
@@ -60,12 +62,6 @@ def view_anndata_setup(self: Fitted) -> None:
         if len(column.categories) > _LONG:
             table.add_row(f"and {len(column.categories) - _LONG:,} more", "", "")
         console.print(table)
-
-
-def _serves(model: Fitted, i: int) -> str:
-    """What a column of the codes is for."""
-    purposes = model.registry.purposes
-    return (", ".join(purposes.of(i)) if purposes is not None else "") or model.registry.columns[i].role
 
 
 def _where(modality: Modality) -> str:

@@ -224,7 +224,7 @@ class DestVI(Estimator["DestVIModel"]):
         UnknownNameError
             If the layer does not exist, with the closest that do.
         """
-        data_layer.remember(cls, adata, data_layer.setup_anndata(adata, layer=layer))
+        data_layer.remember(cls, adata, data_layer.setup_anndata(adata, {}, {}, layer=layer))
 
     @passes_on_to(training.train)
     def train(
@@ -301,5 +301,5 @@ class DestVI(Estimator["DestVIModel"]):
         return build_destvi(self.options, *start)
 
     @property
-    def _unread_roles(self) -> frozenset[str]:
-        return frozenset({"batch", "labels"})
+    def _roles_read(self) -> frozenset[data_layer.Role]:
+        return frozenset()

@@ -11,9 +11,9 @@ from countvi import data as data_layer
 from countvi import query, seeding
 from countvi.errors import OptionError
 from countvi.estimators import options
-from countvi.estimators.build.regularized import MultimodalOptions
+from countvi.estimators.build.regularized import ROLES, MultimodalOptions
 from countvi.estimators.names import Indices
-from countvi.estimators.regularized import RegularizedEstimator
+from countvi.estimators.regularized import RegularizedEstimator, set_up_keys, warn_of_encoder
 from countvi.nn.joint import Concatenated
 
 if TYPE_CHECKING:
@@ -163,18 +163,12 @@ class RegularizedMultimodalVI(RegularizedEstimator):
         DataError
             If a column has missing values, cannot be used, or differs between modalities.
         """
-        keys = data_layer.CovariateKeys(
-            batch_key=batch_key,
-            labels_key=labels_key,
-            ambient_covariate_keys=ambient_covariate_keys,
-            nn_conditioning_covariate_keys=nn_conditioning_covariate_keys,
-            nn_continuous_covariate_keys=nn_continuous_covariate_keys,
-            feature_scaling_covariate_keys=feature_scaling_covariate_keys,
-            dispersion_key=dispersion_key,
-            library_size_key=library_size_key,
-            encoder_covariate_keys=encoder_covariate_keys,
-        )
-        registry = data_layer.setup_mudata(mdata, keys, modalities=modalities, layer=layer)
+        given = set_up_keys(locals())
+        roles: data_layer.RolesOf = ROLES
+        if feature_scaling_covariate_keys is None:
+            roles = {**ROLES, "nn_conditioning_covariate_keys": ("conditioning", "scaling")}
+        registry = data_layer.setup_mudata(mdata, given, roles, modalities=modalities, layer=layer)
+        warn_of_encoder(registry)
         data_layer.remember(cls, mdata, registry)
 
     @staticmethod

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from abc import ABC
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from countvi import data as data_layer
+from countvi.errors import DataWarning, OptionError
 from countvi.estimators import mapping, minified, training
 from countvi.estimators.base import Estimator
 from countvi.estimators.build.regularized import ModalityStart, build_regularized
@@ -28,6 +30,46 @@ from countvi.estimators.state import TrainingDefaults
 
 if TYPE_CHECKING:
     from countvi.models.regularized import Regularized
+
+
+_OF_THE_BATCH = ("ambient_covariate_keys", "dispersion_key", "library_size_key")
+"""Arguments that ``batch_key`` stands for."""
+
+
+def set_up_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the arguments of a set-up against each other; ``encoder_covariate_keys=False`` becomes ``None``.
+
+    Raises
+    ------
+    OptionError
+        If ``batch_key`` is given together with a key that it stands for.
+    """
+    clash = [name for name in _OF_THE_BATCH if given[name] is not None]
+    if given["batch_key"] is not None and clash:
+        message = (
+            f"batch_key={given['batch_key']!r} is given together with {' and '.join(clash)}, which it stands for. "
+            "There are two ways: batch_key alone, which then serves as ambient, dispersion and library size key; "
+            f"or {', '.join(_OF_THE_BATCH)} by themselves, without batch_key."
+        )
+        raise OptionError(message)
+    encoder = given["encoder_covariate_keys"]
+    return {**given, "encoder_covariate_keys": None if encoder is False else encoder}
+
+
+def warn_of_encoder(registry: data_layer.Registry) -> None:
+    """Warn where the encoders shall see covariates.
+
+    Warns
+    -----
+    DataWarning
+        If they shall.
+    """
+    if registry.covariates.encoder:
+        message = (
+            f"encoder_covariate_keys={registry.setup_args['encoder_covariate_keys']}: encoders that see technical "
+            "covariates can carry them into the cell state. The default, False, lets them see counts only."
+        )
+        warnings.warn(message, DataWarning, stacklevel=3)
 
 
 class RegularizedEstimator(Estimator["Regularized"], ABC):

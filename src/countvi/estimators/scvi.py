@@ -14,7 +14,7 @@ from countvi.errors import DataError, OptionError
 from countvi.estimators import mapping, minified, options
 from countvi.estimators.base import Estimator
 from countvi.estimators.build.scvi import SCVIOptions, build_scvi
-from countvi.estimators.build.shared import LibraryMoments
+from countvi.estimators.build.shared import BESIDE_BATCH, LibraryMoments
 from countvi.estimators.names import Indices
 from countvi.estimators.readouts import (
     abundance,
@@ -168,16 +168,7 @@ class SCVI(Estimator["SCVIModel"]):
         DataError
             If a column has missing values or cannot be used.
         """
-        registry = data_layer.setup_anndata(
-            adata,
-            layer=layer,
-            batch_key=batch_key,
-            labels_key=labels_key,
-            size_factor_key=size_factor_key,
-            categorical_covariate_keys=categorical_covariate_keys,
-            continuous_covariate_keys=continuous_covariate_keys,
-        )
-        data_layer.remember(cls, adata, registry)
+        data_layer.remember(cls, adata, data_layer.setup_anndata(adata, locals(), BESIDE_BATCH, layer=layer))
 
     @staticmethod
     def prepare_query_anndata(adata: AnnData, reference_model: SCVI) -> AnnData:
@@ -232,8 +223,8 @@ class SCVI(Estimator["SCVIModel"]):
         return self.options.gene_likelihood == "normal"
 
     @property
-    def _unread_roles(self) -> frozenset[str]:
-        return frozenset() if self.options.dispersion == "gene-label" else frozenset({"labels"})
+    def _roles_read(self) -> frozenset[data_layer.Role]:
+        return data_layer.ROLES if self.options.dispersion == "gene-label" else super()._roles_read
 
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
         assert self.adata is not None

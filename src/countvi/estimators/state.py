@@ -246,9 +246,9 @@ class Fitted(ABC, Generic[M]):
         return False
 
     @property
-    def _unread_roles(self) -> frozenset[str]:
-        """Roles of columns that this model does not read, so that other data need not have them."""
-        return frozenset({"labels"})
+    def _roles_read(self) -> frozenset[data_layer.Role]:
+        """Roles of the covariates that this model reads; other data need not have the columns of the others."""
+        return data_layer.ROLES - {"labels"}
 
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
         """Raise or warn where the counts do not suit the model."""
@@ -269,7 +269,7 @@ class Fitted(ABC, Generic[M]):
         adata
             The query.
         """
-        return data_layer.extend(self.registry, adata, self._unread_roles)
+        return data_layer.extend(self.registry, adata, self._roles_read)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -292,7 +292,7 @@ class Fitted(ABC, Generic[M]):
 
     def _bind(self, adata: Container) -> data_layer.Dataset:
         """Read data the way the model was set up."""
-        return data_layer.bind(adata, self.registry, self._unread_roles)
+        return data_layer.bind(adata, self.registry, self._roles_read)
 
     def _take(self, adata: Container, dataset: data_layer.Dataset) -> None:
         self._adata, self.bound = adata, dataset

@@ -13,7 +13,7 @@ from countvi.batch import PROTEIN
 from countvi.errors import DataWarning, shorten
 from countvi.estimators import mapping, minified, options, training
 from countvi.estimators.base import Estimator
-from countvi.estimators.build.totalvi import TOTALVIOptions, TOTALVIStart, adversary_scale, build_totalvi
+from countvi.estimators.build.totalvi import ROLES, TOTALVIOptions, TOTALVIStart, adversary_scale, build_totalvi
 from countvi.estimators.readouts import (
     abundance,
     checks,
@@ -210,12 +210,11 @@ class TOTALVI(Estimator["TOTALVIModel"]):
         DataError
             If a column has missing values or cannot be used.
         """
-        keys = data_layer.ProteinKeys(
-            batch_key, panel_key, labels_key, size_factor_key, categorical_covariate_keys, continuous_covariate_keys
-        )
+        given = locals()
         registry = data_layer.setup_proteins(
             adata,
-            keys,
+            given,
+            ROLES,
             protein_expression_obsm_key=protein_expression_obsm_key,
             protein_names_uns_key=protein_names_uns_key,
             protein_mask_obsm_key=protein_mask_obsm_key,
@@ -257,12 +256,11 @@ class TOTALVI(Estimator["TOTALVIModel"]):
         batch_key, panel_key, labels_key, size_factor_key, categorical_covariate_keys, continuous_covariate_keys
             See :meth:`setup_anndata`.
         """
-        keys = data_layer.ProteinKeys(
-            batch_key, panel_key, labels_key, size_factor_key, categorical_covariate_keys, continuous_covariate_keys
-        )
+        given = locals()
         registry = data_layer.setup_proteins_mudata(
             mdata,
-            keys,
+            given,
+            ROLES,
             rna_layer=rna_layer,
             protein_layer=protein_layer,
             protein_mask_layer=protein_mask_layer,
@@ -369,20 +367,20 @@ class TOTALVI(Estimator["TOTALVIModel"]):
         )
 
     @property
-    def _unread_roles(self) -> frozenset[str]:
-        by_label = (self.options.gene_dispersion, self.options.protein_dispersion)
-        return frozenset() if {"gene-label", "protein-label"} & set(by_label) else frozenset({"labels"})
+    def _roles_read(self) -> frozenset[data_layer.Role]:
+        by_label = {self.options.gene_dispersion, self.options.protein_dispersion} & {"gene-label", "protein-label"}
+        return data_layer.ROLES if by_label else super()._roles_read
 
     def _warn_of_unmeasured(self) -> None:
         """Say which proteins were taken as not measured because they have no counts in a panel."""
         protein = self.registry.modality(PROTEIN)
         assert protein.gaps is not None
-        column = self.registry.columns[protein.gaps.column]
-        for category, features in zip(column.categories, protein.gaps.unmeasured, strict=False):
+        column, panel = protein.gaps.column, self.registry.covariates.name(protein.gaps.column)
+        for category, features in zip(self.registry.columns[column].categories, protein.gaps.unmeasured, strict=False):
             if features:
                 names = [protein.feature_names[i] for i in features]
                 message = (
-                    f"{len(names):,} of {protein.n_features:,} proteins have no counts in {column.role} {category!r} "
+                    f"{len(names):,} of {protein.n_features:,} proteins have no counts in {panel} {category!r} "
                     f"and are taken as not measured there: {shorten(names)}. If these are true zeros, pass "
                     "override_missing_proteins=True; NaN, or a mask, says what was not measured without guessing."
                 )

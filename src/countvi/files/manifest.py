@@ -1,4 +1,4 @@
-"""The manifest of a saved model: everything except the tensors, as JSON.
+"""The manifest of a saved model: everything except the tensors, as JSON; migrations from earlier formats.
 
 The text is plain ASCII (other characters are escaped), so a gene name survives every editor and code page.
 JSON has no NaN: in ``history`` a number that is not finite is written as null; anywhere else it is an error.
@@ -17,7 +17,7 @@ import numpy as np
 
 from countvi.errors import FileFormatError, shorten
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the model folder that this countvi writes, and the newest that it reads."""
 
 FORMAT_NAME = "countvi model"
@@ -26,8 +26,30 @@ FORMAT_NAME = "countvi model"
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 """Takes the JSON object of one format version and returns that of the next; need not set ``format_version``."""
 
-MIGRATIONS: Mapping[int, Migration] = {}
-"""What brings a manifest of version ``key`` to version ``key + 1``. Version 1 is the first, so there is none yet."""
+
+def _covariate_roles(values: dict[str, Any]) -> dict[str, Any]:
+    """From format 1, which knew covariates by the word of each column, or by ``purposes``, to roles in one object."""
+    registry = values["registry"]
+    words = [column.pop("role") for column in registry["columns"]]
+    purposes = registry.pop("purposes", None) or {}
+    several = {role: purposes.get(role, []) for role in ("ambient", "conditioning", "scaling", "encoder")}
+    registry["covariates"] = {
+        "batch": 0,
+        "labels": 1,
+        "categorical": [i for i, word in enumerate(words) if word == "categorical"],
+        "panel": next((i for i, word in enumerate(words) if word == "panel"), None),
+        "dispersion": purposes.get("dispersion"),
+        "library": purposes.get("library"),
+        **several,
+    }
+    for modality in registry["modalities"]:  # which were left out before they had these fields
+        for name in ("part", "feature_type", "names_key", "gaps"):
+            modality.setdefault(name, None)
+    return values
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: _covariate_roles}
+"""What brings a manifest of version ``key`` to version ``key + 1``."""
 
 
 @dataclass(frozen=True)

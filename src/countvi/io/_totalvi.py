@@ -116,11 +116,13 @@ def _registry(
     """Add proteins and panels to a registry of RNA."""
     fields, arguments = source["field_registries"], source["setup_args"]
     proteins, panel_key = fields["proteins"]["state_registry"], arguments.get("panel_key")
-    columns, panel = base.columns, data_layer.BATCH_COLUMN
+    columns, covariates = base.columns, base.covariates
     if panel_key is not None:
         categories = fields["panel"]["state_registry"]["categorical_mapping"]
         values = tuple(value.item() if isinstance(value, np.generic) else value for value in categories)
-        columns, panel = (*columns, data_layer.Column("panel", str(panel_key), values)), len(columns)
+        covariates = dataclasses.replace(covariates, panel=len(columns))
+        columns = (*columns, data_layer.Column(str(panel_key), values))
+    panel = covariates.batch if covariates.panel is None else covariates.panel
     mask = {} if overridden else proteins.get("protein_batch_mask") or {}
     levels = range(len(columns[panel].categories)) if mask else ()
     unmeasured = tuple(
@@ -138,6 +140,7 @@ def _registry(
             data_layer.Modality(PROTEIN, protein[0], names, protein[1], data_layer.PROTEINS, names_key, gaps),
         ),
         columns=columns,
+        covariates=covariates,
     )
 
 

@@ -159,13 +159,13 @@ def registry_from_scvi(source: Mapping[str, Any], var_names: list[str]) -> data_
     def state(field: str) -> Mapping[str, Any]:
         return fields.get(field, {}).get("state_registry", {})
 
-    def column(role: str, field: str, key: str | None) -> data_layer.Column:
+    def column(field: str, key: str | None) -> data_layer.Column:
         categories = state(field).get("categorical_mapping", [0]) if key is not None else [0]
-        return data_layer.Column(role, key, tuple(_plain(value) for value in categories))
+        return data_layer.Column(key, tuple(_plain(value) for value in categories))
 
     covariates = state("extra_categorical_covs")
     categorical = tuple(
-        data_layer.Column("categorical", str(key), tuple(_plain(value) for value in covariates["mappings"][key]))
+        data_layer.Column(str(key), tuple(_plain(value) for value in covariates["mappings"][key]))
         for key in covariates.get("field_keys", [])
     )
     return data_layer.Registry(
@@ -175,10 +175,11 @@ def registry_from_scvi(source: Mapping[str, Any], var_names: list[str]) -> data_
         },
         modalities=(data_layer.Modality(RNA, "X" if layer is None else f"layers/{layer}", tuple(var_names)),),
         columns=(
-            column("batch", "batch", arguments.get("batch_key")),
-            column("labels", "labels", arguments.get("labels_key")),
+            column("batch", arguments.get("batch_key")),
+            column("labels", arguments.get("labels_key")),
             *categorical,
         ),
+        covariates=data_layer.Covariates(categorical=tuple(range(2, 2 + len(categorical)))),
         continuous_keys=tuple(str(key) for key in state("extra_continuous_covs").get("columns", [])),
         size_factor_key=arguments.get("size_factor_key"),
     )

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from countvi.batch import RNA
-from countvi.data import Dataset, Registry, variance_ratio
-from countvi.data.registry import LABELS_COLUMN
+from countvi.data import LABELS_COLUMN, Dataset, Registry, RolesOf, variance_ratio
 from countvi.estimators.options import Rate, Whole, check
 from countvi.models.condscvi import CondSCVI as CondSCVIModel
 from countvi.nn.encoder import GaussianEncoder
@@ -20,6 +19,8 @@ from countvi.nn.observation import ObserveMeanDispersion, ObserveRateShape
 from countvi.nn.initial_values import start_shapes
 from countvi.nn.state_priors import LearnedPrior, UnitPrior
 
+ROLES: RolesOf = {"batch_key": ("batch",), "labels_key": ("labels",)}
+"""What the columns of a set-up are for."""
 # A rare type counts at most as if it were this share of the cells.
 _LEAST_SHARE = 0.05
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, final
 import torch
 from torch import Tensor
 
-from countvi.data import BATCH_COLUMN, GENES, PEAKS, Dataset, Purposes, Registry
+from countvi.data import BATCH_COLUMN, GENES, PEAKS, Dataset, Registry, RolesOf
 from countvi.errors import OptionError, UnknownNameError, did_you_mean, shorten
 from countvi.estimators.build.shared import DECODER, ENCODER, WHERE
 from countvi.estimators.options import EachPositive, EachRate, EachShare, EachWhole, Where, check
@@ -30,6 +30,18 @@ from countvi.nn.technical import Background, FeatureScaling, PosteriorDispersion
 if TYPE_CHECKING:
     from typing import Self
 
+ROLES: RolesOf = {
+    "batch_key": ("batch", "ambient", "dispersion", "library"),
+    "labels_key": ("labels",),
+    "ambient_covariate_keys": ("ambient",),
+    "nn_conditioning_covariate_keys": ("conditioning",),
+    "feature_scaling_covariate_keys": ("scaling",),
+    "dispersion_key": ("dispersion",),
+    "library_size_key": ("library",),
+    "encoder_covariate_keys": ("encoder",),
+    "nn_continuous_covariate_keys": ("continuous",),
+}
+"""What the columns of a set-up are for."""
 _UNITS, _FEWEST_UNITS = 128, 16
 _COUNTS_PER_UNIT = 3.0
 """Counts of a peak for each of its weights: with fewer, the last layer learns the training cells by heart."""
@@ -220,14 +232,14 @@ class ModalityStart:
     @classmethod
     def of(cls, dataset: Dataset, modality: str, options: RegularizedOptions) -> ModalityStart:
         """Read the counts of a modality once."""
-        purposes = purposes_of(dataset.registry)
+        covariates = dataset.registry.covariates
         totals = torch.from_numpy(dataset.summary(modality).cell_totals)
-        group = dataset.registry.factor(purposes.library)
+        group = dataset.registry.factor(covariates.library)
         level, present = dataset.codes[:, group.column], dataset.present.get(modality)
         if present is not None:
             totals, level = totals[present], level[present]
         weight = of(options.library_log_vars_weight, modality)
-        columns = purposes.ambient if modality in options.background(dataset.registry) else (BATCH_COLUMN,)
+        columns = covariates.ambient if modality in options.background(dataset.registry) else (BATCH_COLUMN,)
         return cls(
             LibraryPrior.constrained(totals, level, group.n_levels, weight), dataset.level_sums(modality, columns)
         )
@@ -235,7 +247,7 @@ class ModalityStart:
     @classmethod
     def unknown(cls, registry: Registry) -> ModalityStart:
         """Values to be overwritten by saved ones."""
-        return cls(LibraryPrior.unknown(registry.factor(purposes_of(registry).library).n_levels))
+        return cls(LibraryPrior.unknown(registry.factor(registry.covariates.library).n_levels))
 
 
 def build_regularized(options: RegularizedOptions, registry: Registry, starts: Mapping[str, ModalityStart]) -> Regularized:
@@ -263,12 +275,6 @@ def build_regularized(options: RegularizedOptions, registry: Registry, starts: M
 def _units(dataset: Dataset, modality: str) -> int:
     counts = float(dataset.summary(modality).feature_totals.mean())
     return min(_UNITS, max(_FEWEST_UNITS, round(counts / _COUNTS_PER_UNIT)))
-
-
-def purposes_of(registry: Registry) -> Purposes:
-    """Which columns serve what."""
-    assert registry.purposes is not None, "a regularised model is set up with covariates by purpose"
-    return registry.purposes
 
 
 def _joint(options: RegularizedOptions, registry: Registry) -> JointEncoder:
@@ -302,13 +308,15 @@ def _encoder(
         config,
         log1p=options.log_variational,
         n_features=len(registry.continuous_keys),
-        factors=registry.factors(purposes_of(registry).encoder),
+        factors=registry.factors(registry.covariates.encoder),
     )
 
 
-def _modality(options: RegularizedOptions, registry: Registry, name: str, n_state: int, start: ModalityStart) -> ModalityModel:
-    purposes, n_features = purposes_of(registry), registry.modality(name).n_features
-    conditioning = purposes.conditioning
+def _modality(
+    options: RegularizedOptions, registry: Registry, name: str, n_state: int, start: ModalityStart
+) -> ModalityModel:
+    covariates, n_features = registry.covariates, registry.modality(name).n_features
+    conditioning = covariates.conditioning
     if options.use_batch_in_decoder and BATCH_COLUMN not in conditioning:
         conditioning = (BATCH_COLUMN, *conditioning)
     decoder = options.config(name, DECODER)
@@ -322,7 +330,7 @@ def _modality(options: RegularizedOptions, registry: Registry, name: str, n_stat
         prior = GammaPrior(
             of(options.feature_scaling_prior_alpha, name), of(options.feature_scaling_prior_beta, name)
         )
-        scaling = FeatureScaling(registry.factors(purposes.scaling), n_features, prior)
+        scaling = FeatureScaling(registry.factors(covariates.scaling), n_features, prior)
     alpha = of(options.dispersion_hyper_prior_alpha, name)
     grouped = options.dispersion == "gene-batch"
     return ModalityModel(
@@ -331,7 +339,7 @@ def _modality(options: RegularizedOptions, registry: Registry, name: str, n_stat
         rho=rho,
         dispersion=PosteriorDispersion(
             n_features,
-            registry.factor(purposes.dispersion) if grouped else None,
+            registry.factor(covariates.dispersion) if grouped else None,
             DispersionPrior(alpha, alpha * of(options.dispersion_hyper_prior_mean, name)),
         ),
         log_unit=log_unit,
@@ -343,7 +351,7 @@ def _modality(options: RegularizedOptions, registry: Registry, name: str, n_stat
 def _background(options: RegularizedOptions, registry: Registry, name: str) -> Background:
     prior = GammaPrior(of(options.additive_bg_prior_alpha, name), of(options.additive_bg_prior_beta, name))
     return Background(
-        registry.factors(purposes_of(registry).ambient),
+        registry.factors(registry.covariates.ambient),
         registry.modality(name).n_features,
         prior if options.regularise_background else None,
     )
@@ -361,7 +369,7 @@ def _library(options: RegularizedOptions, registry: Registry, name: str, start: 
         drop_input=config.drop_input,
     )
     encode = _encoder(options, registry, registry.modality(name).n_features, None, small)
-    return ResidualLibrary(encode, registry.factor(purposes_of(registry).library), start.library)
+    return ResidualLibrary(encode, registry.factor(registry.covariates.library), start.library)
 
 
 def _check_names(argument: str, given: Sequence[str], modalities: Sequence[str]) -> None:
@@ -390,7 +398,7 @@ def _check_covariates(options: RegularizedOptions, registry: Registry) -> None:
             "that the decoder is to see in nn_conditioning_covariate_keys instead."
         )
         raise OptionError(message)
-    dispersion = purposes_of(registry).dispersion
+    dispersion = registry.factor(registry.covariates.dispersion).column
     if options.dispersion == "gene" and dispersion != BATCH_COLUMN:
         message = (
             f"dispersion='gene' has no use for the dispersion key {registry.columns[dispersion].key!r} of the set-up. "

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from countvi.batch import RNA, Factor
 from countvi.data import Registry
 from countvi.errors import OptionError
-from countvi.estimators.build.shared import DECODER, ENCODER, LIKELIHOODS, WHERE, LibraryMoments, library_of, observation_of
+from countvi.estimators.build.shared import (
+    DECODER,
+    ENCODER,
+    LIKELIHOODS,
+    WHERE,
+    LibraryMoments,
+    library_of,
+    observation_of,
+    seen_by_networks,
+)
 from countvi.estimators.options import Rate, Where, Whole, check
 from countvi.models.scvi import SCVI as SCVIModel
 from countvi.nn import encoder, library, linear, mlp, observation
@@ -66,7 +75,7 @@ def build_scvi(options: SCVIOptions, registry: Registry, moments: LibraryMoments
     n_genes = len(registry.modality(RNA).feature_names)
     embed = options.batch_representation == "embedding"
     covariates = linear.CovariateFeatures(len(registry.continuous_keys), registry.batch if embed else None)
-    factors = (*(() if embed else (registry.batch,)), *registry.categorical)
+    factors = seen_by_networks(registry)[embed:]
     sized = registry.size_factor_key is not None
     n_features = covariates.n_features
     encoder_of_library = None if options.use_observed_lib_size else partial(

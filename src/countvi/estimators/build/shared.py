@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from countvi.batch import RNA, Factor
-from countvi.data import Dataset, Registry
+from countvi.data import Dataset, Registry, RolesOf
 from countvi.likelihoods.negative_binomial import NegativeBinomial
 from countvi.likelihoods.normal import Normal
 from countvi.likelihoods.poisson import Poisson
@@ -30,6 +30,20 @@ LIKELIHOODS = {
     "zero_inflated_negative_binomial": "zinb",
 }
 """Likelihoods of RNA by the names that users may give."""
+
+BESIDE_BATCH: RolesOf = {
+    "batch_key": ("batch",),
+    "labels_key": ("labels",),
+    "categorical_covariate_keys": ("categorical",),
+    "continuous_covariate_keys": ("continuous",),
+    "size_factor_key": ("size_factor",),
+}
+"""What the columns of a set-up are for in models whose networks see the batch and all covariates."""
+
+
+def seen_by_networks(registry: Registry) -> tuple[Factor, ...]:
+    """Return the batch and the other covariates that all networks see."""
+    return registry.factors((registry.covariates.batch, *registry.covariates.categorical))
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from countvi.batch import PROTEIN, RNA
-from countvi.data import Dataset, Registry
+from countvi.data import Dataset, Registry, RolesOf
 from countvi.errors import OptionError
-from countvi.estimators.build.shared import DECODER, ENCODER, LIKELIHOODS, WHERE, LibraryMoments, library_of, observation_of
+from countvi.estimators.build.shared import (
+    BESIDE_BATCH,
+    DECODER,
+    ENCODER,
+    LIKELIHOODS,
+    WHERE,
+    LibraryMoments,
+    library_of,
+    observation_of,
+    seen_by_networks,
+)
 from countvi.estimators.build.proteins_start import ProteinStart
 from countvi.estimators.options import NOT_NEGATIVE, Rate, Where, Whole, check
 from countvi.models.totalvi import N_TRUNKS
@@ -24,6 +34,8 @@ from countvi.nn.protein import WITHOUT_DATA, BackgroundPrior, Efficiency
 from countvi.nn.trunks import Trunks
 from countvi.ops import Link
 
+ROLES: RolesOf = {**BESIDE_BATCH, "panel_key": ("panel",)}
+"""What the columns of a set-up are for."""
 _LIBRARY_LAYERS = 1
 _CLASSIFIER_WEIGHT = dataclasses.replace(NOT_NEGATIVE, words="True, False or a number of at least 0")
 _LIKELIHOODS = {name: meant for name, meant in LIKELIHOODS.items() if meant in ("nb", "zinb")}
@@ -91,7 +103,7 @@ class TOTALVIStart:
     @classmethod
     def unknown(cls, registry: Registry) -> TOTALVIStart:
         """Without the data: constants, or values to be overwritten by saved ones."""
-        shape = (registry.panel.n_levels, registry.modality(PROTEIN).n_features)
+        shape = (registry.factor(registry.covariates.panel).n_levels, registry.modality(PROTEIN).n_features)
         loc, scale = (torch.full(shape, value) for value in WITHOUT_DATA)
         return cls(LibraryMoments.unknown(registry.batch.n_levels), loc, scale)
 
@@ -123,7 +135,7 @@ def build_totalvi(options: TOTALVIOptions, registry: Registry, start: TOTALVISta
     """
     n_genes = registry.modality(RNA).n_features
     covariates = linear.CovariateFeatures(len(registry.continuous_keys))
-    factors = (registry.batch, *registry.categorical)
+    factors = seen_by_networks(registry)
     # The last layers see the trunk, the cell state and the covariates.
     n_wide = options.n_hidden + options.n_latent + covariates.n_features
     observed = options.use_observed_lib_size
@@ -144,8 +156,10 @@ def build_totalvi(options: TOTALVIOptions, registry: Registry, start: TOTALVISta
     )
 
 
-def _protein(options: TOTALVIOptions, registry: Registry, start: TOTALVIStart, n_wide: int) -> observation.ProteinDecoder:
-    n_proteins, factors = registry.modality(PROTEIN).n_features, (registry.batch, *registry.categorical)
+def _protein(
+    options: TOTALVIOptions, registry: Registry, start: TOTALVIStart, n_wide: int
+) -> observation.ProteinDecoder:
+    n_proteins, factors = registry.modality(PROTEIN).n_features, seen_by_networks(registry)
     log_phi: observation.Dispersion
     if options.protein_dispersion == "protein":
         log_phi = observation.PerGene(n_proteins)
@@ -167,7 +181,7 @@ def _protein(options: TOTALVIOptions, registry: Registry, start: TOTALVIStart, n
     return observation.ProteinDecoder(
         **heads,
         log_phi=log_phi,
-        prior=BackgroundPrior(registry.panel, start.loc, start.scale),
+        prior=BackgroundPrior(registry.factor(registry.covariates.panel), start.loc, start.scale),
         exponential=exponential,
         efficiency=Efficiency(registry.batch, n_proteins) if options.protein_batch_efficiency else None,
     )
@@ -181,7 +195,7 @@ def _encoder(options: TOTALVIOptions, registry: Registry, n_out: int | None, n_l
         options.config(ENCODER, n_layers),
         log1p=options.log_variational,
         n_features=len(registry.continuous_keys) if covariates else 0,
-        factors=(registry.batch, *registry.categorical) if covariates else (),
+        factors=seen_by_networks(registry) if covariates else (),
         others=[registry.modality(PROTEIN).n_features],
         divide=options.normalize_encoder_input,
     )

@@ -11,7 +11,6 @@ import torch
 
 from countvi import query, seeding
 from countvi.errors import OptionError
-from countvi.estimators.build.regularized import purposes_of
 from countvi.estimators.names import Indices
 from countvi.estimators.options import WHOLE
 from countvi.estimators.readouts.features import feature_names, per_modality
@@ -119,7 +118,7 @@ def get_background_profile(self: Fitted[Regularized], *, modality: str | None = 
 
     def compute(name: str) -> pd.DataFrame:
         frame = _by_level(
-            self, name, query.background_profile(self.module, modality=name), purposes_of(self.registry).ambient
+            self, name, query.background_profile(self.module, modality=name), self.registry.covariates.ambient
         )
         return frame / frame.sum() if normalize else frame
 
@@ -146,7 +145,7 @@ def get_feature_scaling(self: Fitted[Regularized], *, modality: str | None = Non
     def compute(name: str) -> pd.DataFrame:
         scaling = self.module.modalities[name].scaling
         assert scaling is not None
-        return _by_level(self, name, _numpy(scaling.per_level()), purposes_of(self.registry).scaling)
+        return _by_level(self, name, _numpy(scaling.per_level()), self.registry.covariates.scaling)
 
     return per_modality(self, modality, compute, scaled)
 

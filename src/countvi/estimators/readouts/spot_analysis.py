@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from countvi import query, seeding
 from countvi.batch import RNA
-from countvi.data.registry import LABELS_COLUMN
+from countvi.data import LABELS_COLUMN
 from countvi.errors import DataError, MismatchError, OptionError, UnknownNameError, did_you_mean, shorten
 from countvi.estimators.options import WHOLE, Rule
 from countvi.estimators.readouts.features import feature_names

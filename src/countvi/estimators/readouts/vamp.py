@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from countvi import query, seeding
-from countvi.data.registry import LABELS_COLUMN
+from countvi.data import LABELS_COLUMN
 from countvi.errors import OptionError, UnknownNameError, did_you_mean
 from countvi.estimators.options import WHOLE
 
