@@ -19,7 +19,16 @@ import torch
 from anndata.abc import CSCDataset, CSRDataset
 
 from countvi.batch import CountBlock
-from countvi.data.rows import ColumnMap, Rows, compress, gather, has_repeats, runs, sum_repeats, to_block
+from countvi.data.compressed_rows import (
+    ColumnMap,
+    CompressedRows,
+    compress,
+    gather,
+    has_repeats,
+    runs,
+    sum_repeats,
+    to_block,
+)
 from countvi.errors import DataError, DataWarning, UnknownNameError, did_you_mean, shorten
 
 if TYPE_CHECKING:
@@ -31,7 +40,7 @@ _GAP = 1 << 13
 
 
 class CountSource(ABC):
-    """Rows of a count matrix, wherever they live."""
+    """CompressedRows of a count matrix, wherever they live."""
 
     @property
     @abstractmethod
@@ -130,7 +139,7 @@ class InMemorySource(CountSource):
         """Read some rows; see :meth:`CountSource.take`."""
         rows = _check_rows(rows, self.n_cells)
         part = self._matrix[rows]
-        taken = Rows(part.data, part.indices, part.indptr)
+        taken = CompressedRows(part.data, part.indices, part.indptr)
         if self._repeats:
             taken = sum_repeats(taken, part.shape[1])
         return to_block(taken, self._map, self.n_features)
@@ -141,13 +150,13 @@ class RowReader(Protocol):
 
     shape: tuple[int, int]
 
-    def read(self, rows: NDArray[np.int64]) -> Rows:
+    def read(self, rows: NDArray[np.int64]) -> CompressedRows:
         """Read rows given in increasing order without repeats."""
         ...
 
 
 class SparseReader:
-    """Rows of an on-disk CSR matrix (the group of an ``anndata.abc.CSRDataset``)."""
+    """CompressedRows of an on-disk CSR matrix (the group of an ``anndata.abc.CSRDataset``)."""
 
     def __init__(self, dataset: Any) -> None:
         group = dataset.group
@@ -155,7 +164,7 @@ class SparseReader:
         self._values, self._columns = group["data"], group["indices"]
         self._offsets: NDArray[np.int64] = np.asarray(group["indptr"][:]).astype(np.int64)
 
-    def read(self, rows: NDArray[np.int64]) -> Rows:
+    def read(self, rows: NDArray[np.int64]) -> CompressedRows:
         """Read rows given in increasing order without repeats."""
         starts, ends = self._offsets[rows], self._offsets[rows + 1]
         values: list[NDArray[Any]] = []
@@ -169,20 +178,20 @@ class SparseReader:
             moved[first:last] = starts[first:last] - low + filled
             filled += high - low
         if not values:
-            return Rows(np.empty(0, np.float32), np.empty(0, np.int64), np.zeros(1, np.int64))
+            return CompressedRows(np.empty(0, np.float32), np.empty(0, np.int64), np.zeros(1, np.int64))
         taken = gather(np.concatenate(values), np.concatenate(columns), moved, ends - starts)
         return sum_repeats(taken, self.shape[1])
 
 
 class DenseReader:
-    """Rows of an on-disk dense matrix (an ``h5py.Dataset``)."""
+    """CompressedRows of an on-disk dense matrix (an ``h5py.Dataset``)."""
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         _check_dtype(dataset)
         self.shape = (int(dataset.shape[0]), int(dataset.shape[1]))
         self._dataset = dataset
 
-    def read(self, rows: NDArray[np.int64]) -> Rows:
+    def read(self, rows: NDArray[np.int64]) -> CompressedRows:
         """Read rows given in increasing order without repeats."""
         gap = _GAP // max(1, self.shape[1])
         parts = [
@@ -190,7 +199,7 @@ class DenseReader:
             for first, last in runs(rows, rows + 1, gap)
         ]
         matrix = compress(np.concatenate(parts) if parts else np.empty((0, self.shape[1]), np.float32))
-        return Rows(matrix.data, matrix.indices, matrix.indptr)
+        return CompressedRows(matrix.data, matrix.indices, matrix.indptr)
 
 
 class BackedSource(CountSource):
@@ -203,7 +212,7 @@ class BackedSource(CountSource):
     columns
         Align the columns of the file to a model's; ``None`` where they are the model's.
     subset
-        Rows of the file that make up the matrix (a view of a backed AnnData), shape ``(cells,)``; ``None`` for all.
+        CompressedRows of the file that make up the matrix (a view of a backed AnnData), shape ``(cells,)``; ``None`` for all.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from countvi.data.dataset import Dataset
 from countvi.errors import DataError, MismatchError, shorten
 
 
-def placed(data: Dataset, names: pd.Index) -> Dataset:
+def with_positions(data: Dataset, names: pd.Index) -> Dataset:
     """Return a data set whose cells know their rows in a model's tables of single cells.
 
     Parameters
