@@ -1,4 +1,4 @@
-"""Compressed sparse rows as three numpy arrays: gathering, aligning, compressing."""
+"""Compressed sparse rows (CSR) as three numpy arrays: gathering rows, aligning columns, compressing."""
 
 from __future__ import annotations
 

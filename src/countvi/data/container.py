@@ -1,4 +1,4 @@
-"""The data of a user, an AnnData or a MuData: what its parts are, and which cells each of them has.
+"""AnnData and MuData alike: their parts, the cells that each part has, columns of ``obs``.
 
 A MuData is recognised without importing mudata: who has one has imported it.
 """

@@ -1,4 +1,4 @@
-"""An AnnData or a MuData read the way a model was set up: genes by name, categories by value."""
+"""``bind``: an AnnData or a MuData as a ``Dataset``, read the way a model was set up."""
 
 from __future__ import annotations
 

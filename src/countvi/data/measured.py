@@ -1,4 +1,4 @@
-"""Which entries of a matrix were measured: NaN, masks, panels and missing columns become one pattern per cell."""
+"""Missing entries of a matrix: NaN, masks, panels and missing columns become one pattern per cell."""
 
 from __future__ import annotations
 

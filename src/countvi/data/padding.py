@@ -1,4 +1,4 @@
-"""Data with a model's features, those that are missing filled with zeros."""
+"""Copies of a query with exactly a model's features, those that are missing filled with zeros."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells that a model has parameters of, found by name."""
+"""The row of each cell in a model's tables of single cells, found by the cell's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model remembers of the data it was set up with: feature names, keys and categories, no numbers.
+"""The registry: feature names, columns of ``obs``, their categories and roles, as a model was set up with them.
 
 A :class:`Registry` is written once by ``setup_anndata`` or ``setup_mudata``, travels with the model through JSON, and
 is all that is needed to read other data the same way (:func:`countvi.data.dataset.bind`).

@@ -198,16 +198,7 @@ class SetupRecords:
 
 
 _records = SetupRecords()
-
-
-def remember(model_class: type, adata: object, registry: Registry) -> None:
-    """Record that an object was set up for a model class."""
-    _records.remember(model_class, adata, registry)
-
-
-def recall(model_class: type, adata: object) -> Registry | None:
-    """Return what an object was set up with for a model class, or ``None``."""
-    return _records.recall(model_class, adata)
+remember, recall = _records.remember, _records.recall
 
 
 def location_of(layer: str | None) -> str:

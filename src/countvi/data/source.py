@@ -1,4 +1,4 @@
-"""Where the rows of a count matrix live: in memory or in a file. Either way a minibatch is a sparse block.
+"""Count matrices in memory and in files, read as sparse blocks of rows.
 
 A minibatch costs one numpy gather of the stored entries of its rows. The matrix itself is never copied to change its
 dtype or the order of its genes: both are done to the block.
@@ -40,7 +40,7 @@ _GAP = 1 << 13
 
 
 class CountSource(ABC):
-    """CompressedRows of a count matrix, wherever they live."""
+    """Rows of a count matrix, wherever they live."""
 
     @property
     @abstractmethod
@@ -156,7 +156,7 @@ class RowReader(Protocol):
 
 
 class SparseReader:
-    """CompressedRows of an on-disk CSR matrix (the group of an ``anndata.abc.CSRDataset``)."""
+    """Rows of an on-disk CSR matrix (the group of an ``anndata.abc.CSRDataset``)."""
 
     def __init__(self, dataset: Any) -> None:
         group = dataset.group
@@ -184,7 +184,7 @@ class SparseReader:
 
 
 class DenseReader:
-    """CompressedRows of an on-disk dense matrix (an ``h5py.Dataset``)."""
+    """Rows of an on-disk dense matrix (an ``h5py.Dataset``)."""
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         _check_dtype(dataset)
@@ -212,7 +212,7 @@ class BackedSource(CountSource):
     columns
         Align the columns of the file to a model's; ``None`` where they are the model's.
     subset
-        CompressedRows of the file that make up the matrix (a view of a backed AnnData), shape ``(cells,)``; ``None`` for all.
+        Rows of the file that make up the matrix (a view of a backed AnnData), shape ``(cells,)``; ``None`` for all.
     """
 
     def __init__(

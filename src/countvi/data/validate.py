@@ -1,4 +1,4 @@
-"""Read all counts once, and say what is wrong with them and what to do."""
+"""Checks of counts: one pass over a matrix, and messages that say what is wrong and what to do."""
 
 from __future__ import annotations
 

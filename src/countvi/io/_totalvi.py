@@ -1,4 +1,4 @@
-"""TOTALVI models saved by scvi-tools, of all three generations of that class."""
+"""Reading TOTALVI of scvi-tools, of all three generations of that class."""
 
 from __future__ import annotations
 

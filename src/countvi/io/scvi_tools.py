@@ -1,4 +1,4 @@
-"""Models saved by scvi-tools, read without running their pickles."""
+"""``load_scvi_tools``: reading models of scvi-tools without running their pickles."""
 
 from __future__ import annotations
 

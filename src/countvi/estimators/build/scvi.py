@@ -45,8 +45,8 @@ class SCVIOptions(Arguments):
         super().__post_init__()
         if self.gene_likelihood == "poisson" and self.dispersion != "gene":
             message = (
-                f"A Poisson likelihood has no dispersion, so dispersion={self.dispersion!r} has no meaning. Leave "
-                "it out."
+                f"A Poisson likelihood has no dispersion, so dispersion={self.dispersion!r} has no meaning. "
+                "Leave it out."
             )
             raise OptionError(message)
 
