@@ -235,9 +235,8 @@ def left_open(node: ast.ClassDef, found: Mapping[str, ast.ClassDef]) -> set[str]
     return abstract | (set().union(*(left_open(base, found) for base in bases)) - defined)
 
 
-# A model as its equations and as its estimator; what each model calls its latent variables; a modality of the data and
-# of a model.
-SAME_NAME = {"SCVI", "TOTALVI", "CondSCVI", "DestVI", "Latents", "Modality"}
+# A model as its equations and as its estimator; what each model calls its latent variables.
+SAME_NAME = {"SCVI", "TOTALVI", "CondSCVI", "DestVI", "Latents"}
 
 
 def one_class_per_name(sources: Sequence[Source]) -> Iterator[str]:

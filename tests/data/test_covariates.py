@@ -14,7 +14,7 @@ from tests.data.set_up import set_up, set_up_by_role
 
 from countvi.batch import Factor
 from countvi.data import ROLES, Column, Covariates, Registry, bind
-from countvi.errors import DataError, DataWarning, MismatchError, OptionError, UnknownNameError
+from countvi.errors import DataError, DataWarning, FileFormatError, MismatchError, OptionError, UnknownNameError
 
 ALL: dict[str, Any] = {
     "ambient_covariate_keys": ["batch", "donor"],
@@ -183,3 +183,10 @@ def test_a_column_that_is_named_twice_is_stored_once(adata: anndata.AnnData) -> 
     query.obs["cell_type"] = "unheard of"
     with pytest.raises(MismatchError, match=r"obs\['cell_type'\] \(labels\)"):  # read, as networks see it
         bind(query, registry, ROLES - {"labels"})
+
+
+def test_a_role_of_a_later_version_is_refused_by_name() -> None:
+    values = Covariates(categorical=(2,)).to_json()
+    assert Covariates.from_json({"categorical": values["categorical"]}) == Covariates(categorical=(2,))
+    with pytest.raises(FileFormatError, match="a role not known here, 'weather': upgrade countvi"):
+        Covariates.from_json({**values, "weather": [2]})

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from countvi.data import PROTEINS, Column, Modality, Registry, bind
+from countvi.data import PROTEINS, Column, CountMatrix, Registry, bind
 from countvi.data.features import feature_names
 from countvi.errors import DataError, MismatchError, UnknownNameError
 
@@ -37,8 +37,8 @@ def with_proteins(adata: anndata.AnnData, kind: str) -> tuple[anndata.AnnData, s
 
 
 def registry_of(names: tuple[str, ...] = NAMES, names_key: str | None = None) -> Registry:
-    genes = Modality("rna", "X", tuple(f"gene{i}" for i in range(11)))
-    added = Modality("protein", "obsm/prot", names, None, PROTEINS, names_key)
+    genes = CountMatrix("rna", "X", tuple(f"gene{i}" for i in range(11)))
+    added = CountMatrix("protein", "obsm/prot", names, None, PROTEINS, names_key)
     return Registry("m", {}, (genes, added), (Column(None, (0,)), Column(None, (0,))))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from countvi.batch import Factor
-from countvi.data import Column, Covariates, Modality, Registry
+from countvi.data import Column, CountMatrix, Covariates, Registry
 from countvi.errors import UnknownNameError
 
 
@@ -15,7 +15,7 @@ def registry() -> Registry:
     return Registry(
         method="setup_anndata",
         setup_args={"layer": "counts", "batch_key": "batch", "categorical_covariate_keys": ["donor", "treated"]},
-        modalities=(Modality("rna", "layers/counts", ("g1", "g2")),),
+        modalities=(CountMatrix("rna", "layers/counts", ("g1", "g2")),),
         columns=(
             Column("batch", ("day 1", "day 2")),
             Column(None, (0,)),

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 from tests.data.set_up import set_up
 
-from countvi.data import Column, Modality, SetupRecords, recall, remember
+from countvi.data import Column, CountMatrix, SetupRecords, recall, remember
 from countvi.errors import DataError, OptionError, UnknownNameError
 
 FULL: dict[str, Any] = {
@@ -28,7 +28,7 @@ def test_everything_is_recorded(adata: anndata.AnnData) -> None:
     registry = set_up(adata, layer="counts", **FULL)
     assert registry.method == "setup_anndata"
     assert registry.setup_args == {"layer": "counts", **FULL}
-    assert registry.modalities == (Modality("rna", "layers/counts", tuple(f"gene{i}" for i in range(11))),)
+    assert registry.modalities == (CountMatrix("rna", "layers/counts", tuple(f"gene{i}" for i in range(11))),)
     assert registry.columns == (
         Column("batch", ("a", "b", "c")),
         Column("cell_type", ("T", "B")),  # the order of the categorical; NK does not occur

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from countvi.batch import CountBlock
 from countvi.data import BackedSource, ColumnMap, InMemorySource, open_source
-from countvi.data.rows import has_repeats
+from countvi.data.compressed_rows import has_repeats
 from countvi.data.source import SparseReader
 from countvi.errors import DataError, DataWarning, UnknownNameError
 
@@ -177,14 +177,14 @@ def test_read_only_memory(adata: anndata.AnnData) -> None:
 
 
 def test_dense_is_compressed_in_chunks(monkeypatch: pytest.MonkeyPatch, adata: anndata.AnnData) -> None:
-    monkeypatch.setattr("countvi.data.rows._CHUNK", 30)  # two rows of eleven
+    monkeypatch.setattr("countvi.data.compressed_rows._CHUNK", 30)  # two rows of eleven
     dense = adata.X.toarray()
     check_block(InMemorySource(dense).take(np.arange(23)), dense)
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 1 << 20])
 def test_repeats_are_found_in_any_chunk(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr("countvi.data.rows._CHUNK", chunk)
+    monkeypatch.setattr("countvi.data.compressed_rows._CHUNK", chunk)
     matrix = sp.csr_matrix((np.array([1, 2, 3, 4.0]), np.array([1, 0, 2, 2]), [0, 2, 2, 4]), shape=(3, 3))
     check_block(InMemorySource(matrix).take(np.array([2, 0, 1])), np.array([[0, 0, 7], [2, 1, 0], [0, 0, 0]], "f4"))
 
@@ -265,7 +265,7 @@ def test_an_unknown_container_is_named() -> None:
 
 @pytest.mark.parametrize("repeated", [False, True])
 def test_only_what_stands_twice_is_summed(repeated: bool) -> None:
-    """Rows whose columns are in no order are read as they lie."""
+    """CompressedRows whose columns are in no order are read as they lie."""
     columns = np.array([4, 1, 4 if repeated else 3, 2, 0])
     matrix = sp.csr_matrix((np.arange(1.0, 6.0), columns, [0, 3, 5]), shape=(2, 5))
     assert has_repeats(matrix) == repeated

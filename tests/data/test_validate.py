@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 from tests.data.set_up import set_up
 
-from countvi.data import InMemorySource, Modality, bind, check_counts, open_source, summarize
+from countvi.data import CountMatrix, InMemorySource, bind, check_counts, open_source, summarize
 from countvi.errors import DataError, DataWarning
 
 
@@ -19,8 +19,8 @@ def summary_of(adata: anndata.AnnData, location: str = "X") -> Any:
     return summarize(open_source(adata, location), size=4)
 
 
-def modality_of(adata: anndata.AnnData, location: str = "X") -> Modality:
-    return Modality("rna", location, tuple(adata.var_names))
+def modality_of(adata: anndata.AnnData, location: str = "X") -> CountMatrix:
+    return CountMatrix("rna", location, tuple(adata.var_names))
 
 
 def check(adata: anndata.AnnData, location: str = "X", **allow: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from countvi.data.compressed_rows import ColumnMap
 from countvi.data.confounding import confounding_table, warn_of_confounding
 from countvi.data.container import is_mudata, obs_column
 from countvi.data.covariates import BATCH_COLUMN, LABELS_COLUMN, ROLES, Covariates, Role, RolesOf
@@ -14,15 +15,14 @@ from countvi.data.measured import MaskedSource, Patterns
 from countvi.data.minified import MINIFIED_TYPE, minified
 from countvi.data.moments import variance_ratio
 from countvi.data.padding import prepare_query, prepare_query_mudata
-from countvi.data.placement import placed, unique_names
+from countvi.data.positions import unique_names, with_positions
 from countvi.data.proteins import (
     setup_proteins,
     setup_proteins_mudata,
     with_unmeasured,
     with_unmeasured_in_new_panels,
 )
-from countvi.data.registry import Column, Gaps, Modality, Registry
-from countvi.data.rows import ColumnMap
+from countvi.data.registry import Column, CountMatrix, Gaps, Registry
 from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_mudata
 from countvi.data.snapshot import DataSnapshot
 from countvi.data.source import BackedSource, CountSource, InMemorySource, UnpairedSource, open_source
@@ -41,6 +41,7 @@ __all__ = [
     "BackedSource",
     "Column",
     "ColumnMap",
+    "CountMatrix",
     "CountSource",
     "CountSummary",
     "Covariates",
@@ -49,7 +50,6 @@ __all__ = [
     "Gaps",
     "InMemorySource",
     "MaskedSource",
-    "Modality",
     "Patterns",
     "Registry",
     "Role",
@@ -70,7 +70,6 @@ __all__ = [
     "minified",
     "obs_column",
     "open_source",
-    "placed",
     "prepare_query",
     "prepare_query_mudata",
     "read_h5mu",
@@ -86,6 +85,7 @@ __all__ = [
     "unique_names",
     "variance_ratio",
     "warn_of_confounding",
+    "with_positions",
     "with_unmeasured",
     "with_unmeasured_in_new_panels",
     "write_h5mu",

@@ -1,4 +1,4 @@
-"""Which covariates determine each other, and what that does to a model; looked at before training."""
+"""The table of confounded covariates, which determine each other, and the warning that comes of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data of a user, an AnnData or a MuData: what its parts are, and which cells each of them has.
+"""AnnData and MuData alike: their parts, the cells that each part has, columns of ``obs``.
 
 A MuData is recognised without importing mudata: who has one has imported it.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
-    from countvi.data.registry import Modality
+    from countvi.data.registry import CountMatrix
 
     Container = AnnData | MuData
 
@@ -63,7 +63,7 @@ def checked(adata: object, name: str = "adata") -> AnnData:
     return adata
 
 
-def check_container(data: object, modalities: Sequence[Modality]) -> None:
+def check_container(data: object, modalities: Sequence[CountMatrix]) -> None:
     """Check that data are of the kind that a model was set up with, and that their parts can be read.
 
     Raises
@@ -123,7 +123,7 @@ def as_mudata(data: object) -> MuData:
     return data
 
 
-def part_of(data: Container, modality: Modality) -> AnnData | None:
+def part_of(data: Container, modality: CountMatrix) -> AnnData | None:
     """Return the AnnData that a modality lies in; ``None`` if a MuData does not have it."""
     if modality.part is None:
         assert isinstance(data, AnnData)

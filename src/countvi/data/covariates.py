@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from countvi.errors import FileFormatError, shorten
+
 Role = Literal[
     "batch", "labels", "categorical", "panel", "ambient", "conditioning", "scaling", "dispersion", "library", "encoder"
 ]
@@ -90,7 +92,19 @@ class Covariates:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Covariates:
-        """Build from what :meth:`to_json` returned."""
+        """Build from what :meth:`to_json` returned; a role that was not known then has no columns.
+
+        Raises
+        ------
+        FileFormatError
+            If there are roles that are not known here.
+        """
+        unknown = sorted(values.keys() - ROLES)
+        if unknown:
+            message = (
+                f"The model has covariates of a role not known here, {shorten(unknown)}: upgrade countvi to open it."
+            )
+            raise FileFormatError(message)
         read: dict[str, Any] = {role: tuple(use) if isinstance(use, list) else use for role, use in values.items()}
         return cls(**read)
 

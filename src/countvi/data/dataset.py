@@ -1,4 +1,4 @@
-"""An AnnData or a MuData read the way a model was set up: genes by name, categories by value."""
+"""``bind``: an AnnData or a MuData as a ``Dataset``, read the way a model was set up."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from countvi.batch import AbsentCounts, Batch, CountBlock, Design, Factor
 from countvi.data.columns import codes_of, continuous_of, model_column, size_factor_of
+from countvi.data.compressed_rows import ColumnMap
 from countvi.data.container import check_container, obs_column, part_of, part_text, rows_of
 from countvi.data.covariates import ROLES, Role
 from countvi.data.features import feature_names
 from countvi.data.measured import MaskedSource, Patterns, patterns_of
 from countvi.data.minified import AbsentSource, Stored, is_minified, measured_of, stored_of
-from countvi.data.registry import Modality, Registry
-from countvi.data.rows import ColumnMap
+from countvi.data.registry import CountMatrix, Registry
 from countvi.data.source import CountSource, InMemorySource, UnpairedSource, location_text, open_source
 from countvi.data.validate import CountSummary, summarize
 from countvi.errors import DataWarning, MismatchError, did_you_mean, shorten
@@ -56,7 +56,7 @@ class Dataset:
         Which cells a modality was measured in, shape ``(cells,)``, bool, by modality; those measured in all cells are
         left out.
     position
-        Row of each cell in a model's tables of single cells, shape ``(cells,)``, int64; ``placed`` sets it.
+        Row of each cell in a model's tables of single cells, shape ``(cells,)``, int64; ``with_positions`` sets it.
     patterns
         Which features of a modality were measured in which cells, by modality; those measured whole are left out.
     stored
@@ -296,7 +296,7 @@ def covariate_codes(data: Container, registry: Registry, roles: Collection[Role]
     return codes
 
 
-def _open(data: Container, modality: Modality, rows: NDArray[np.int64] | None) -> CountSource:
+def _open(data: Container, modality: CountMatrix, rows: NDArray[np.int64] | None) -> CountSource:
     """Open the counts of a modality, one row for each cell of the data."""
     adata = part_of(data, modality)
     if adata is None or not adata.n_obs:
@@ -307,13 +307,13 @@ def _open(data: Container, modality: Modality, rows: NDArray[np.int64] | None) -
     return source if rows is None else UnpairedSource(source, rows)
 
 
-def missing_features(adata: AnnData, modality: Modality) -> list[str]:
+def missing_features(adata: AnnData, modality: CountMatrix) -> list[str]:
     """Features of a modality that data have no column for."""
     present = set(feature_names(adata, modality.location, modality.names_key))
     return [name for name in modality.feature_names if name not in present]
 
 
-def _align(adata: AnnData, modality: Modality) -> ColumnMap | None:
+def _align(adata: AnnData, modality: CountMatrix) -> ColumnMap | None:
     owner, names = part_text(modality.part), feature_names(adata, modality.location, modality.names_key)
     missing = missing_features(adata, modality)
     if missing and modality.gaps is not None and len(missing) < modality.n_features:

@@ -1,4 +1,4 @@
-"""A MuData to a file and back, as it is: mudata itself would turn text into categories in the user's object."""
+"""Writing and reading ``.h5mu`` files; mudata itself would turn text into categories in the user's object."""
 
 from __future__ import annotations
 

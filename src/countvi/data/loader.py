@@ -1,4 +1,4 @@
-"""Which cells make up the minibatches. Reading them is :meth:`countvi.data.dataset.Dataset.batch`."""
+"""Shuffling rows into minibatches. Reading them is :meth:`countvi.data.dataset.Dataset.batch`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which entries of a matrix were measured: NaN, masks, panels and missing columns become one pattern per cell."""
+"""Missing entries of a matrix: NaN, masks, panels and missing columns become one pattern per cell."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from countvi.data.container import Container
-    from countvi.data.registry import Modality
+    from countvi.data.registry import CountMatrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ class MaskedSource(CountSource):
 
 def patterns_of(
     data: Container,
-    modality: Modality,
+    modality: CountMatrix,
     source: CountSource,
     levels: NDArray[np.int64],
     rows: NDArray[np.int64] | None,
@@ -217,7 +217,7 @@ def unmeasured_by_level(source: CountSource, levels: NDArray[np.int64], n_levels
     return tuple(tuple(np.flatnonzero(level).tolist()) for level in empty)
 
 
-def _columns_there(data: Container, modality: Modality) -> NDArray[np.bool_]:
+def _columns_there(data: Container, modality: CountMatrix) -> NDArray[np.bool_]:
     """Which of the model's features the data have a column for."""
     adata = part_of(data, modality)
     if adata is None or not adata.n_obs:
@@ -225,7 +225,7 @@ def _columns_there(data: Container, modality: Modality) -> NDArray[np.bool_]:
     return pd.Index(modality.feature_names).isin(feature_names(adata, modality.location, modality.names_key))
 
 
-def _read_mask(data: Container, modality: Modality) -> NDArray[np.bool_] | None:
+def _read_mask(data: Container, modality: CountMatrix) -> NDArray[np.bool_] | None:
     """The mask of a modality, ``(rows, features)`` in the model's order; ``None`` without one."""
     assert modality.gaps is not None
     location, adata = modality.gaps.mask, part_of(data, modality)

@@ -1,4 +1,4 @@
-"""Cells of which the posterior of the latent variables is kept instead of the counts."""
+"""Minified data: AnnData and MuData with the posterior of the latent variables instead of counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How counts of a gene vary within the levels of a covariate."""
+"""Variance over mean of the counts of a gene within the levels of a covariate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data with a model's features, those that are missing filled with zeros."""
+"""Copies of a query with exactly a model's features, those that are missing filled with zeros."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from countvi.data.compressed_rows import ColumnMap
 from countvi.data.container import check_container, part_of
 from countvi.data.dataset import missing_features
-from countvi.data.registry import Modality, Registry
-from countvi.data.rows import ColumnMap
+from countvi.data.registry import CountMatrix, Registry
 from countvi.data.source import open_source
 from countvi.errors import DataError, DataWarning, shorten
 
@@ -75,7 +75,7 @@ def prepare_query_mudata(mdata: MuData, registry: Registry) -> MuData:
     return prepared
 
 
-def _padded(adata: AnnData, modalities: Sequence[Modality]) -> AnnData:
+def _padded(adata: AnnData, modalities: Sequence[CountMatrix]) -> AnnData:
     """Copy an AnnData with the features of modalities that lie in it."""
     matrices = {}
     for modality in modalities:

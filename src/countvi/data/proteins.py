@@ -12,7 +12,7 @@ from countvi.data.covariates import ROLES, RolesOf
 from countvi.data.dataset import bind
 from countvi.data.features import GENES, PROTEINS, feature_names, feature_type_of
 from countvi.data.measured import unmeasured_by_level
-from countvi.data.registry import Gaps, Modality, Registry
+from countvi.data.registry import CountMatrix, Gaps, Registry
 from countvi.data.setup import location_of, read
 from countvi.data.source import matrix_at
 from countvi.errors import DataError, OptionError, UnknownNameError, did_you_mean, shorten
@@ -71,8 +71,8 @@ def setup_proteins(
     matrix_at(adata, location)
     names = _protein_names(adata, protein_expression_obsm_key, protein_names_uns_key)
     modalities = (
-        Modality(RNA, location, tuple(map(str, adata.var_names)), None, GENES),
-        Modality(PROTEIN, f"obsm/{protein_expression_obsm_key}", names, None, PROTEINS, protein_names_uns_key),
+        CountMatrix(RNA, location, tuple(map(str, adata.var_names)), None, GENES),
+        CountMatrix(PROTEIN, f"obsm/{protein_expression_obsm_key}", names, None, PROTEINS, protein_names_uns_key),
     )
     arguments = {
         "protein_expression_obsm_key": protein_expression_obsm_key,
@@ -119,7 +119,7 @@ def setup_proteins_mudata(
         adata = checked(mdata.mod[part], part_text(part))
         location = location_of(layer)
         matrix_at(adata, location, part_text(part))
-        found.append(Modality(name, location, tuple(map(str, adata.var_names)), part, kind))
+        found.append(CountMatrix(name, location, tuple(map(str, adata.var_names)), part, kind))
     rows = rows_of(mdata, found[0].part)
     if rows is not None and (rows < 0).any():
         message = (

@@ -1,4 +1,4 @@
-"""What a model remembers of the data it was set up with: feature names, keys and categories, no numbers.
+"""The registry: feature names, columns of ``obs``, their categories and roles, as a model was set up with them.
 
 A :class:`Registry` is written once by ``setup_anndata`` or ``setup_mudata``, travels with the model through JSON, and
 is all that is needed to read other data the same way (:func:`countvi.data.dataset.bind`).
@@ -47,7 +47,7 @@ class Gaps:
     column
         Column of the codes with the panel (or batch) of each cell.
     mask
-        Where a matrix of booleans lies, true for what was measured, as in :attr:`Modality.location`; or ``None``.
+        Where a matrix of booleans lies, true for what was measured, as in :attr:`CountMatrix.location`; or ``None``.
     unmeasured
         For each level of the column, positions of the features that were not measured in its cells; empty for none.
     """
@@ -63,7 +63,7 @@ class Gaps:
 
 
 @dataclass(frozen=True)
-class Modality:
+class CountMatrix:
     """One count matrix.
 
     Parameters
@@ -147,13 +147,13 @@ class Registry:
 
     method: str
     setup_args: Mapping[str, Any]
-    modalities: tuple[Modality, ...]
+    modalities: tuple[CountMatrix, ...]
     columns: tuple[Column, ...]
     covariates: Covariates = field(default_factory=Covariates)
     continuous_keys: tuple[str, ...] = ()
     size_factor_key: str | None = None
 
-    def modality(self, name: str) -> Modality:
+    def modality(self, name: str) -> CountMatrix:
         """Return one count matrix by name.
 
         Raises
@@ -234,7 +234,7 @@ class Registry:
             method=values["method"],
             setup_args=dict(values["setup_args"]),
             modalities=tuple(
-                Modality(
+                CountMatrix(
                     m["name"],
                     m["location"],
                     tuple(m["feature_names"]),

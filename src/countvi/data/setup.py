@@ -16,7 +16,7 @@ from countvi.data.columns import continuous_of, read_column, size_factor_of
 from countvi.data.container import as_mudata, checked, is_mudata, obs_column, part_text, rows_of
 from countvi.data.covariates import BATCH_COLUMN, LABELS_COLUMN, Covariates, RolesOf
 from countvi.data.features import feature_type_of
-from countvi.data.registry import Modality, Registry
+from countvi.data.registry import CountMatrix, Registry
 from countvi.data.source import matrix_at
 from countvi.errors import DataError, OptionError, UnknownNameError, did_you_mean, shorten
 
@@ -32,7 +32,7 @@ _FIRST = {"batch_key": BATCH_COLUMN, "labels_key": LABELS_COLUMN}
 
 def read(
     data: Container,
-    modalities: tuple[Modality, ...],
+    modalities: tuple[CountMatrix, ...],
     given: Mapping[str, Any],
     roles: RolesOf,
     others: Mapping[str, Any],
@@ -128,7 +128,7 @@ def setup_anndata(
     location = location_of(layer)
     matrix_at(adata, location)
     kind = feature_type_of(adata, RNA) if typed else None
-    modality = Modality(RNA, location, tuple(map(str, adata.var_names)), None, kind)
+    modality = CountMatrix(RNA, location, tuple(map(str, adata.var_names)), None, kind)
     return read(adata, (modality,), given, roles, {"layer": layer})
 
 
@@ -198,16 +198,7 @@ class SetupRecords:
 
 
 _records = SetupRecords()
-
-
-def remember(model_class: type, adata: object, registry: Registry) -> None:
-    """Record that an object was set up for a model class."""
-    _records.remember(model_class, adata, registry)
-
-
-def recall(model_class: type, adata: object) -> Registry | None:
-    """Return what an object was set up with for a model class, or ``None``."""
-    return _records.recall(model_class, adata)
+remember, recall = _records.remember, _records.recall
 
 
 def location_of(layer: str | None) -> str:
@@ -252,12 +243,12 @@ def _layers(layer: str | Mapping[str, str | None] | None, chosen: Mapping[str, s
     return {name: layer.get(name) for name in chosen}
 
 
-def _modality(mdata: MuData, name: str, part: str, layer: str | None) -> Modality:
+def _modality(mdata: MuData, name: str, part: str, layer: str | None) -> CountMatrix:
     owner, location = part_text(part), location_of(layer)
     adata = checked(mdata.mod[part], owner)
     rows_of(mdata, part)
     matrix_at(adata, location, owner)
-    return Modality(name, location, tuple(map(str, adata.var_names)), part, feature_type_of(adata, name))
+    return CountMatrix(name, location, tuple(map(str, adata.var_names)), part, feature_type_of(adata, name))
 
 
 def _checked_keys(given: Any, argument: str) -> Any:

@@ -1,4 +1,4 @@
-"""Where the rows of a count matrix live: in memory or in a file. Either way a minibatch is a sparse block.
+"""Count matrices in memory and in files, read as sparse blocks of rows.
 
 A minibatch costs one numpy gather of the stored entries of its rows. The matrix itself is never copied to change its
 dtype or the order of its genes: both are done to the block.
@@ -19,7 +19,16 @@ import torch
 from anndata.abc import CSCDataset, CSRDataset
 
 from countvi.batch import CountBlock
-from countvi.data.rows import ColumnMap, Rows, compress, gather, has_repeats, runs, sum_repeats, to_block
+from countvi.data.compressed_rows import (
+    ColumnMap,
+    CompressedRows,
+    compress,
+    gather,
+    has_repeats,
+    runs,
+    sum_repeats,
+    to_block,
+)
 from countvi.errors import DataError, DataWarning, UnknownNameError, did_you_mean, shorten
 
 if TYPE_CHECKING:
@@ -134,7 +143,7 @@ class InMemorySource(CountSource):
         """Read some rows; see :meth:`CountSource.take`."""
         rows = _check_rows(rows, self.n_cells)
         part = self._matrix[rows]
-        taken = Rows(part.data, part.indices, part.indptr)
+        taken = CompressedRows(part.data, part.indices, part.indptr)
         if self._repeats:
             taken = sum_repeats(taken, part.shape[1])
         return to_block(taken, self._map, self.n_features)
@@ -149,7 +158,7 @@ class RowReader(Protocol):
 
     shape: tuple[int, int]
 
-    def read(self, rows: NDArray[np.int64]) -> Rows:
+    def read(self, rows: NDArray[np.int64]) -> CompressedRows:
         """Read rows given in increasing order without repeats."""
         ...
 
@@ -163,7 +172,7 @@ class SparseReader:
         self._values, self._columns = group["data"], group["indices"]
         self._offsets: NDArray[np.int64] = np.asarray(group["indptr"][:]).astype(np.int64)
 
-    def read(self, rows: NDArray[np.int64]) -> Rows:
+    def read(self, rows: NDArray[np.int64]) -> CompressedRows:
         """Read rows given in increasing order without repeats."""
         starts, ends = self._offsets[rows], self._offsets[rows + 1]
         values: list[NDArray[Any]] = []
@@ -177,7 +186,7 @@ class SparseReader:
             moved[first:last] = starts[first:last] - low + filled
             filled += high - low
         if not values:
-            return Rows(np.empty(0, np.float32), np.empty(0, np.int64), np.zeros(1, np.int64))
+            return CompressedRows(np.empty(0, np.float32), np.empty(0, np.int64), np.zeros(1, np.int64))
         taken = gather(np.concatenate(values), np.concatenate(columns), moved, ends - starts)
         return sum_repeats(taken, self.shape[1])
 
@@ -190,7 +199,7 @@ class DenseReader:
         self.shape = (int(dataset.shape[0]), int(dataset.shape[1]))
         self._dataset = dataset
 
-    def read(self, rows: NDArray[np.int64]) -> Rows:
+    def read(self, rows: NDArray[np.int64]) -> CompressedRows:
         """Read rows given in increasing order without repeats."""
         gap = _GAP // max(1, self.shape[1])
         parts = [
@@ -198,7 +207,7 @@ class DenseReader:
             for first, last in runs(rows, rows + 1, gap)
         ]
         matrix = compress(np.concatenate(parts) if parts else np.empty((0, self.shape[1]), np.float32))
-        return Rows(matrix.data, matrix.indices, matrix.indptr)
+        return CompressedRows(matrix.data, matrix.indices, matrix.indptr)
 
 
 class BackedSource(CountSource):

@@ -1,4 +1,4 @@
-"""Which cells a model is trained on, which decide when to stop, and which are left alone."""
+"""Splits of the cells into training, validation and test sets."""
 
 from __future__ import annotations
 

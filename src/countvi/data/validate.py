@@ -1,4 +1,4 @@
-"""Read all counts once, and say what is wrong with them and what to do."""
+"""Checks of counts: one pass over a matrix, and messages that say what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from countvi.batch import CountBlock
     from countvi.data.container import Container
-    from countvi.data.registry import Modality
+    from countvi.data.registry import CountMatrix
     from countvi.data.source import CountSource
 
 _LOG_MAXIMUM = 20.0
@@ -143,7 +143,7 @@ def summarize(source: CountSource, size: int = 1024, present: NDArray[np.bool_] 
 def check_counts(
     summary: CountSummary,
     data: Container,
-    modality: Modality,
+    modality: CountMatrix,
     *,
     allow_negative: bool = False,
     allow_fractional: bool = False,
@@ -213,13 +213,13 @@ def _first(block: CountBlock, bad: NDArray[np.bool_], start: int) -> tuple[int, 
     return start + int(block.rows[entry]), int(block.columns[entry])
 
 
-def _place(place: tuple[int, int] | None, data: Container, modality: Modality) -> str:
+def _place(place: tuple[int, int] | None, data: Container, modality: CountMatrix) -> str:
     assert place is not None
     cell, feature = place
     return f"cell {str(data.obs_names[cell])!r}, {modality.noun} {modality.feature_names[feature]!r}"
 
 
-def _filter(modality: Modality, axis: str) -> str:
+def _filter(modality: CountMatrix, axis: str) -> str:
     owner, location = part_text(modality.part), modality.location
     where = location_text(location, owner)
     if modality.part is not None and axis == "cells":
@@ -233,7 +233,7 @@ def _filter(modality: Modality, axis: str) -> str:
     return f"Remove them with `adata = adata[:, np.asarray({where}.sum(axis=0)).ravel() > 0].copy()`."
 
 
-def _advice(data: Container, modality: Modality) -> str:
+def _advice(data: Container, modality: CountMatrix) -> str:
     """Name the other matrices of the AnnData that look like raw counts, and how to choose them."""
     adata, owner = part_of(data, modality), part_text(modality.part)
     if adata is None or modality.location.startswith("obsm/"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from countvi.data import Modality
+    from countvi.data import CountMatrix
     from countvi.estimators.state import Fitted
 
 # A list of more values is shown by its length.
@@ -64,7 +64,7 @@ def view_anndata_setup(self: Fitted) -> None:
         console.print(table)
 
 
-def _where(modality: Modality) -> str:
+def _where(modality: CountMatrix) -> str:
     return modality.location if modality.part is None else f"{modality.part}: {modality.location}"
 
 

@@ -284,7 +284,7 @@ class DestVI(Estimator["DestVIModel"]):
     def _bind(self, adata: Any) -> data_layer.Dataset:
         data = super()._bind(adata)
         spots = self.options.spots
-        return data if spots is None else data_layer.placed(data, pd.Index(spots))
+        return data if spots is None else data_layer.with_positions(data, pd.Index(spots))
 
     def _start(
         self, dataset: data_layer.Dataset, context: tuple[Reference, np.ndarray | None]

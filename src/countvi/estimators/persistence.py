@@ -188,8 +188,7 @@ def _known_split(model: Fitted, split: data_layer.Split) -> data_layer.Split | N
         return split
     message = (
         "These are not the data this model was trained on, so its split into training and held-out cells does "
-        "not apply; "
-        "the next train() draws a new one."
+        "not apply; the next train() draws a new one."
     )
     warnings.warn(message, DataWarning, stacklevel=4)
     return None

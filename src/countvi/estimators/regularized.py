@@ -1,4 +1,4 @@
-"""What both regularised models share: one modality is the case of several that has one."""
+"""Base class of the regularised models, and what their set-ups have in common."""
 
 from __future__ import annotations
 

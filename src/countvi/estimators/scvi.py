@@ -244,7 +244,6 @@ class SCVI(Estimator["SCVIModel"]):
             n_negative = int((summary.cell_totals < 0).sum())
             message = (
                 f"{n_negative:,} cells have a negative total, which cannot be a library size. Set up with "
-                "size_factor_key "
-                "(a column of ones, say)."
+                "size_factor_key (a column of ones, say)."
             )
             raise DataError(message)

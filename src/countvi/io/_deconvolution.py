@@ -1,4 +1,4 @@
-"""CondSCVI and DestVI of scvi-tools: of the paper's generation, and CondSCVI of the one after it."""
+"""Reading CondSCVI and DestVI of scvi-tools: of the paper's generation, and CondSCVI of the one after it."""
 
 from __future__ import annotations
 

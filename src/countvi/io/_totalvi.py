@@ -1,4 +1,4 @@
-"""TOTALVI models saved by scvi-tools, of all three generations of that class."""
+"""Reading TOTALVI of scvi-tools, of all three generations of that class."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def _registry(
     return dataclasses.replace(
         base,
         modalities=(
-            data_layer.Modality(RNA, rna[0], genes, rna[1], data_layer.GENES),
-            data_layer.Modality(PROTEIN, protein[0], names, protein[1], data_layer.PROTEINS, names_key, gaps),
+            data_layer.CountMatrix(RNA, rna[0], genes, rna[1], data_layer.GENES),
+            data_layer.CountMatrix(PROTEIN, protein[0], names, protein[1], data_layer.PROTEINS, names_key, gaps),
         ),
         columns=columns,
         covariates=covariates,

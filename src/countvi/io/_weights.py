@@ -1,4 +1,4 @@
-"""Weights of scvi-tools under the names and in the shapes of countvi."""
+"""Renaming and reshaping the weights of scvi-tools for a countvi model."""
 
 from __future__ import annotations
 

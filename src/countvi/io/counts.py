@@ -1,4 +1,4 @@
-"""Count matrices from disk."""
+"""Reading count matrices: ``.h5ad``, ``.h5mu`` and the ``.h5`` of Cell Ranger."""
 
 from __future__ import annotations
 

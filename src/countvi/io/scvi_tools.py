@@ -1,4 +1,4 @@
-"""Models saved by scvi-tools, read without running their pickles."""
+"""``load_scvi_tools``: reading models of scvi-tools without running their pickles."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def registry_from_scvi(source: Mapping[str, Any], var_names: list[str]) -> data_
         setup_args={
             name: list(value) if isinstance(value, (list, tuple)) else value for name, value in arguments.items()
         },
-        modalities=(data_layer.Modality(RNA, "X" if layer is None else f"layers/{layer}", tuple(var_names)),),
+        modalities=(data_layer.CountMatrix(RNA, "X" if layer is None else f"layers/{layer}", tuple(var_names)),),
         columns=(
             column("batch", arguments.get("batch_key")),
             column("labels", arguments.get("labels_key")),

@@ -110,8 +110,8 @@ class RegularizedOptions(ABC):
                 missing = [name for name in names if name not in value]
                 if missing:
                     message = (
-                        f"{field.name} leaves out {shorten(missing)}; give one number for all modalities, or one for "
-                        "each."
+                        f"{field.name} leaves out {shorten(missing)}; give one number for all modalities, "
+                        "or one for each."
                     )
                     raise OptionError(message)
         self.background(registry)

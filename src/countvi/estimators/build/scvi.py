@@ -54,8 +54,8 @@ class SCVIOptions:
         check(self)
         if self.gene_likelihood == "poisson" and self.dispersion != "gene":
             message = (
-                f"A Poisson likelihood has no dispersion, so dispersion={self.dispersion!r} has no meaning. Leave "
-                "it out."
+                f"A Poisson likelihood has no dispersion, so dispersion={self.dispersion!r} has no meaning. "
+                "Leave it out."
             )
             raise OptionError(message)
 

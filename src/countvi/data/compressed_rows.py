@@ -1,4 +1,4 @@
-"""Compressed sparse rows as three numpy arrays: gathering, aligning, compressing."""
+"""Compressed sparse rows (CSR) as three numpy arrays: gathering rows, aligning columns, compressing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 1 << 22
 """Entries looked at in one go where a whole matrix is read."""
 
 
-class Rows(NamedTuple):
+class CompressedRows(NamedTuple):
     """Compressed sparse rows: row ``i`` owns entries ``offsets[i]:offsets[i + 1]``."""
 
     values: NDArray[Any]
@@ -51,25 +51,25 @@ class ColumnMap:
         position = {name: i for i, name in enumerate(wanted)}
         return cls(np.array([position.get(name, -1) for name in names], dtype=np.int64), len(wanted))
 
-    def apply(self, rows: Rows) -> Rows:
+    def apply(self, rows: CompressedRows) -> CompressedRows:
         """Rename the columns, and drop the entries that the model has no column for."""
         columns = self.lookup[rows.columns]
         keep = columns >= 0
         if keep.all():
-            return Rows(rows.values, columns, rows.offsets)
+            return CompressedRows(rows.values, columns, rows.offsets)
         kept_before = np.concatenate([[0], np.cumsum(keep)])
-        return Rows(rows.values[keep], columns[keep], kept_before[rows.offsets])
+        return CompressedRows(rows.values[keep], columns[keep], kept_before[rows.offsets])
 
 
-def gather(values: NDArray[Any], columns: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any]) -> Rows:
+def gather(values: NDArray[Any], columns: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any]) -> CompressedRows:
     """Copy the entries of rows given by where they start and how many they are."""
     offsets = np.zeros(len(starts) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     entries = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return Rows(values[entries], columns[entries], offsets)
+    return CompressedRows(values[entries], columns[entries], offsets)
 
 
-def to_block(rows: Rows, columns: ColumnMap | None, n_features: int) -> CountBlock:
+def to_block(rows: CompressedRows, columns: ColumnMap | None, n_features: int) -> CountBlock:
     """Align the columns of fresh rows, and hand them to torch."""
     if columns is not None:
         rows = columns.apply(rows)
@@ -104,7 +104,7 @@ def compress(dense: NDArray[Any]) -> sp.csr_matrix:
     return sp.csr_matrix((np.concatenate(values), np.concatenate(columns), offsets), shape=dense.shape)
 
 
-def sum_repeats(rows: Rows, n_columns: int) -> Rows:
+def sum_repeats(rows: CompressedRows, n_columns: int) -> CompressedRows:
     """Sum the entries of a fresh block that stand at the same place."""
     matrix = sp.csr_matrix(
         (rows.values.astype(np.float32, copy=False), rows.columns, rows.offsets),
@@ -113,7 +113,7 @@ def sum_repeats(rows: Rows, n_columns: int) -> Rows:
     if matrix.has_canonical_format:
         return rows
     matrix.sum_duplicates()
-    return Rows(matrix.data, matrix.indices, matrix.indptr)
+    return CompressedRows(matrix.data, matrix.indices, matrix.indptr)
 
 
 def has_repeats(matrix: Any) -> bool:

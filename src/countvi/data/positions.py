@@ -1,4 +1,4 @@
-"""Cells that a model has parameters of, found by name."""
+"""The row of each cell in a model's tables of single cells, found by the cell's name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from countvi.data.dataset import Dataset
 from countvi.errors import DataError, MismatchError, shorten
 
 
-def placed(data: Dataset, names: pd.Index) -> Dataset:
+def with_positions(data: Dataset, names: pd.Index) -> Dataset:
     """Return a data set whose cells know their rows in a model's tables of single cells.
 
     Parameters
