@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from countvi.data import Registry
     from countvi.files import Manifest
 
 
@@ -28,6 +27,8 @@ def describe(folder: Path) -> str:
 
 
 def _facts(manifest: Manifest, n_weights: int) -> list[tuple[str, str]]:
+    from countvi.data import Registry
+
     facts: list[tuple[str, str]] = []
     registry = Registry.from_json(manifest.registry)
     for modality in registry.modalities:

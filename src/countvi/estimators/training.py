@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from countvi.estimators.state import Fitted
 
 
+_WORSE = 0.1
+"""Share of the bound by which it is worse after a run that diverged; one of few steps may lose a little."""
 _PROBED = 256
 """Training cells that are looked at before and after a run, to see whether it made the model better."""
 
@@ -309,7 +311,7 @@ def _check_convergence(before: float, after: float, rate: float) -> None:
     if not math.isfinite(after):
         message = f"Training diverged: the evidence lower bound of the cells is {after}. {advice}"
         raise NonFiniteError(message)
-    if after < before:
+    if after < before - _WORSE * abs(before):
         message = (
             f"Training diverged: the evidence lower bound is {after:,.1f} nats per cell, and was {before:,.1f} before. "
             f"{advice}"
