@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from countvi.data.dataset import Dataset
     from countvi.data.registry import Registry
 
-_SAMPLED = 4_096
+_SAMPLED = 1_024
 """Stored counts that are looked at: enough to see that a whole matrix was transformed, too few to take time."""
 
 
