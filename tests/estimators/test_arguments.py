@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import numpy as np
 import pytest
 
 import countvi
 from countvi.errors import MismatchError, OptionError
+from countvi.estimators.build.condscvi import CondSCVIOptions
+from countvi.estimators.build.regularized import AmbientOptions, MultimodalOptions
+from countvi.estimators.build.scvi import SCVIOptions
+from countvi.estimators.build.totalvi import TOTALVIOptions
 from countvi.train import TrainingPlan
 
 READ_OUTS = [
@@ -221,3 +228,32 @@ def test_any_collection_of_genes(trained):
     assert trained.get_normalized_expression(gene_list=[]).shape == (90, 0)
     with pytest.raises(OptionError, match="gene_list is empty"):
         trained.get_feature_correlation_matrix(gene_list=[])
+
+
+# ------------------------------------------------------------------ options
+
+
+@pytest.mark.parametrize(
+    ("model_class", "options"),
+    [
+        (countvi.SCVI, SCVIOptions),
+        (countvi.TOTALVI, TOTALVIOptions),
+        (countvi.CondSCVI, CondSCVIOptions),
+        (countvi.AmbientRegularizedSCVI, AmbientOptions),
+        (countvi.RegularizedMultimodalVI, MultimodalOptions),
+    ],
+)
+def test_signatures_and_options_have_the_same_defaults(model_class, options):
+    signature = inspect.signature(model_class.__init__).parameters.values()
+    said = {p.name: p.default for p in signature if p.name not in ("self", "adata", "mdata", "seed")}
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    assert said == {name: fields[name] for name in said}
+    # What is left is read from files of scvi-tools alone.
+    assert fields.keys() - said.keys() <= {"generation", "prior", "num_classes_mog"}
+
+
+def test_a_background_that_a_model_does_not_have_is_refused(adata):
+    model = new(adata)
+    model.train(1, enable_progress_bar=False)
+    with pytest.raises(OptionError, match="include_background=True adds an ambient background"):
+        model.get_normalized_expression(include_background=True)

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from countvi import data as data_layer
 from countvi import seeding
-from countvi.estimators import options
+from countvi.estimators import mapping, minified, options, regularized
+from countvi.estimators.base import Estimator
 from countvi.estimators.build.regularized import ROLES, AmbientOptions
-from countvi.estimators.regularized import RegularizedEstimator, set_up_keys, warn_of_encoder
+from countvi.estimators.readouts import (
+    abundance,
+    ambient,
+    checks,
+    correlation,
+    differential,
+    evidence,
+    expression,
+    labels,
+    latent,
+    predictive,
+)
+from countvi.estimators.regularized import set_up_keys, warn_of_encoder
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from countvi.models.regularized import Regularized  # noqa: F401 - the type of the module, below
 
-class AmbientRegularizedSCVI(RegularizedEstimator):
+
+class AmbientRegularizedSCVI(Estimator["Regularized"]):
     """scVI with ambient background, learned library size and regularised overdispersion.
 
     Parameters
@@ -77,6 +92,36 @@ class AmbientRegularizedSCVI(RegularizedEstimator):
     >>> model.train()  # doctest: +SKIP
     >>> adata.layers["clean"] = model.get_decontaminated_counts()  # doctest: +SKIP
     """
+
+    has_background: ClassVar[bool] = True
+    defaults = regularized.DEFAULTS
+    training_defaults = property(regularized.training_defaults)
+
+    get_latent_representation = latent.get_latent_representation
+    get_aggregated_posterior = latent.get_aggregated_posterior
+    get_elbo = evidence.get_elbo
+    get_reconstruction_error = evidence.get_reconstruction_error
+    get_marginal_ll = evidence.get_marginal_ll
+    get_normalized_expression = expression.get_normalized_expression
+    get_likelihood_parameters = predictive.get_likelihood_parameters
+    get_latent_library_size = predictive.get_latent_library_size
+    posterior_predictive_sample = predictive.posterior_predictive_sample
+    get_feature_correlation_matrix = correlation.get_feature_correlation_matrix
+    differential_expression = differential.differential_expression
+    differential_abundance = abundance.differential_abundance
+    get_predictive_checks = checks.get_predictive_checks
+    transfer_labels = labels.transfer_labels
+    load_query_data = classmethod(mapping.load_query_data)
+    minify_adata = minified.minify_adata
+    get_ambient_fraction = ambient.get_ambient_fraction
+    get_decontaminated_counts = ambient.get_decontaminated_counts
+    get_background_profile = ambient.get_background_profile
+    get_feature_scaling = ambient.get_feature_scaling
+    get_inverse_dispersion = ambient.get_inverse_dispersion
+    get_log_prior = ambient.get_log_prior
+    train = regularized.train
+    _start = regularized.start
+    _build = regularized.build
 
     def __init__(
         self,

@@ -1,37 +1,27 @@
-"""Base class of the regularised models, and what their set-ups have in common."""
+"""What both regularised models have in common: their training, their start, their set-up."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from abc import ABC
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from countvi import data as data_layer
 from countvi.errors import DataWarning, OptionError
-from countvi.estimators import mapping, minified, training
-from countvi.estimators.base import Estimator
+from countvi.estimators import training
 from countvi.estimators.build.regularized import ModalityStart, build_regularized
-from countvi.estimators.readouts import (
-    abundance,
-    ambient,
-    checks,
-    correlation,
-    differential,
-    evidence,
-    expression,
-    labels,
-    latent,
-    predictive,
-)
 from countvi.estimators.signatures import passes_on_to
-from countvi.estimators.state import TrainingDefaults
+from countvi.estimators.state import Fitted, TrainingDefaults
 
 if TYPE_CHECKING:
     from countvi.models.regularized import Regularized
 
 
+# A short warm-up: while the divergence weighs little, an encoder of many sparse features overfits. A lower rate:
+# networks of any size shall fit alike, and with more noise in the steps large ones end lower.
+DEFAULTS = TrainingDefaults(batch_size=128, peak=0.02, plan={"weight_decay": 0.0, "kl_warmup_fraction": 0.05})
+"""How the regularised models are trained where a user does not say."""
 _OF_THE_BATCH = ("ambient_covariate_keys", "dispersion_key", "library_size_key")
 """Arguments that ``batch_key`` stands for."""
 
@@ -72,87 +62,61 @@ def warn_of_encoder(registry: data_layer.Registry) -> None:
         warnings.warn(message, DataWarning, stacklevel=3)
 
 
-class RegularizedEstimator(Estimator["Regularized"], ABC):
-    """Base of the regularised estimators."""
+@passes_on_to(training.train)
+def train(
+    self: Fitted,
+    max_epochs: int | None = None,
+    *,
+    batch_size: int | None = None,
+    early_stopping_min_delta: float | None = None,
+    early_stopping_min_delta_per_feature: float = 2e-4,
+    plan_kwargs: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> None:
+    """Fit the model.
 
-    # A short warm-up: while the divergence weighs little, an encoder of many sparse features overfits. A lower rate:
-    # networks of any size shall fit alike, and with more noise in the steps large ones end lower.
-    defaults = TrainingDefaults(batch_size=128, peak=0.02, plan={"weight_decay": 0.0, "kl_warmup_fraction": 0.05})
+    Parameters
+    ----------
+    max_epochs
+        Passes over the training cells; by default fewer the more cells there are: 48 for 2,000, 5 for a million
+        (:func:`countvi.train.default_max_epochs`); with peaks, whose networks overfit sooner, three quarters of
+        that.
+    batch_size
+        Cells per step.
+    early_stopping_min_delta
+        Smallest improvement of the monitored metric that counts; by default the number of features, of all
+        modalities, times ``early_stopping_min_delta_per_feature``.
+    early_stopping_min_delta_per_feature
+        The same per feature, in nats per cell.
+    plan_kwargs
+        As for :class:`countvi.SCVI`, but with a peak rate of 0.02, a KL warm-up over a twentieth of the run, and
+        without weight decay unless ``{"weight_decay": ...}`` asks for it: it would be a second prior of background,
+        factors and dispersions.
+    arguments
+        All other arguments of :meth:`countvi.SCVI.train`.
+    """
+    if early_stopping_min_delta is None:
+        n_features = sum(m.n_features for m in self.registry.modalities)
+        early_stopping_min_delta = n_features * early_stopping_min_delta_per_feature
+    arguments |= {"batch_size": batch_size, "early_stopping_min_delta": early_stopping_min_delta}
+    training.run(self, training.requested(self, max_epochs, plan_kwargs=plan_kwargs, **arguments))
 
-    get_latent_representation = latent.get_latent_representation
-    get_aggregated_posterior = latent.get_aggregated_posterior
-    get_elbo = evidence.get_elbo
-    get_reconstruction_error = evidence.get_reconstruction_error
-    get_marginal_ll = evidence.get_marginal_ll
-    get_normalized_expression = expression.get_normalized_expression
-    get_likelihood_parameters = predictive.get_likelihood_parameters
-    get_latent_library_size = predictive.get_latent_library_size
-    posterior_predictive_sample = predictive.posterior_predictive_sample
-    get_feature_correlation_matrix = correlation.get_feature_correlation_matrix
-    differential_expression = differential.differential_expression
-    differential_abundance = abundance.differential_abundance
-    get_predictive_checks = checks.get_predictive_checks
-    transfer_labels = labels.transfer_labels
-    load_query_data = classmethod(mapping.load_query_data)
-    minify_adata = minified.minify_adata
-    get_ambient_fraction = ambient.get_ambient_fraction
-    get_decontaminated_counts = ambient.get_decontaminated_counts
-    get_background_profile = ambient.get_background_profile
-    get_feature_scaling = ambient.get_feature_scaling
-    get_inverse_dispersion = ambient.get_inverse_dispersion
-    get_log_prior = ambient.get_log_prior
 
-    @passes_on_to(training.train)
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        batch_size: int | None = None,
-        early_stopping_min_delta: float | None = None,
-        early_stopping_min_delta_per_feature: float = 2e-4,
-        plan_kwargs: Mapping[str, Any] | None = None,
-        **arguments: Any,
-    ) -> None:
-        """Fit the model.
+def training_defaults(self: Fitted) -> TrainingDefaults:
+    """Shorter runs where there are peaks, whose networks overfit sooner."""
+    peaks = any(m.feature_type == data_layer.PEAKS for m in self.registry.modalities)
+    return dataclasses.replace(DEFAULTS, relative_length=0.75 if peaks else 1.0)
 
-        Parameters
-        ----------
-        max_epochs
-            Passes over the training cells; by default fewer the more cells there are: 48 for 2,000, 5 for a million
-            (:func:`countvi.train.default_max_epochs`); with peaks, whose networks overfit sooner, three quarters of
-            that.
-        batch_size
-            Cells per step.
-        early_stopping_min_delta
-            Smallest improvement of the monitored metric that counts; by default the number of features, of all
-            modalities, times ``early_stopping_min_delta_per_feature``.
-        early_stopping_min_delta_per_feature
-            The same per feature, in nats per cell.
-        plan_kwargs
-            As for :class:`countvi.SCVI`, but with a peak rate of 0.02, a KL warm-up over a twentieth of the run, and
-            without weight decay unless ``{"weight_decay": ...}`` asks for it: it would be a second prior of background,
-            factors and dispersions.
-        arguments
-            All other arguments of :meth:`countvi.SCVI.train`.
-        """
-        if early_stopping_min_delta is None:
-            n_features = sum(m.n_features for m in self.registry.modalities)
-            early_stopping_min_delta = n_features * early_stopping_min_delta_per_feature
-        arguments |= {"batch_size": batch_size, "early_stopping_min_delta": early_stopping_min_delta}
-        super().train(max_epochs, plan_kwargs=plan_kwargs, **arguments)
 
-    @property
-    def training_defaults(self) -> TrainingDefaults:
-        """Shorter runs where there are peaks, whose networks overfit sooner."""
-        peaks = any(m.feature_type == data_layer.PEAKS for m in self.registry.modalities)
-        return dataclasses.replace(self.defaults, relative_length=0.75 if peaks else 1.0)
+def start(self: Fitted[Regularized], dataset: data_layer.Dataset, context: Any) -> dict[str, ModalityStart]:
+    """What the data say of each modality before training, and sizes of networks that were left to the counts."""
+    if self.options.n_hidden is None:  # a saved model knows its sizes
+        self.options = self.options.sized(dataset)
+    return {m.name: ModalityStart.of(dataset, m.name, self.options) for m in self.registry.modalities}
 
-    def _start(self, dataset: data_layer.Dataset, context: Any) -> dict[str, ModalityStart]:
-        if self.options.n_hidden is None:  # left to the counts; a saved model knows its sizes
-            self.options = self.options.sized(dataset)
-        return {m.name: ModalityStart.of(dataset, m.name, self.options) for m in self.registry.modalities}
 
-    def _build(self, start: dict[str, ModalityStart] | None) -> Regularized:
-        if start is None:
-            start = dict.fromkeys((m.name for m in self.registry.modalities), ModalityStart.unknown(self.registry))
-        return build_regularized(self.options, self.registry, start)
+def build(self: Fitted[Regularized], start: dict[str, ModalityStart] | None) -> Regularized:
+    """Assemble the model."""
+    if start is None:
+        start = dict.fromkeys((m.name for m in self.registry.modalities), ModalityStart.unknown(self.registry))
+    return build_regularized(self.options, self.registry, start)

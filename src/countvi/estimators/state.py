@@ -156,6 +156,8 @@ class Fitted(ABC, Generic[M]):
     module: M
     several_modalities: ClassVar[bool] = False
     """Whether read-outs of modalities are given by their names."""
+    has_background: ClassVar[bool] = False
+    """Whether an ambient background is part of the model."""
     defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
     """What ``train`` does where a user does not say."""
     set_up_by: ClassVar[str] = "setup_anndata"

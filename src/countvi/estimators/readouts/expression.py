@@ -96,6 +96,9 @@ def get_normalized_expression(
     if out is not None and modality is None and self.several_modalities and len(self.registry.modalities) > 1:
         message = "out holds one modality, and the model has several; name it with modality=."
         raise OptionError(message)
+    if include_background and not self.has_background:
+        message = "include_background=True adds an ambient background, which this model does not have; leave it out."
+        raise OptionError(message)
     weighing = importance(weights, importance_weighting_kwargs)
     if use_z_mean and weighing is not None:
         message = "weights='importance' weighs draws of z, and use_z_mean=True draws none; choose one."
