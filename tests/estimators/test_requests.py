@@ -531,3 +531,28 @@ def test_out(model, tmp_path):
     ]:
         with pytest.raises(OptionError, match=message):
             model.get_normalized_expression(out=bad)
+
+
+def test_a_model_with_held_out_cells_is_trained_on_without_saying_it_again(simulate):
+    """Where a model holds out nothing by default, its first split stays all the same."""
+    adata = simulate()
+    adata.obs["type"] = ["a", "b"] * (adata.n_obs // 2)
+    countvi.CondSCVI.setup_anndata(adata, labels_key="type")
+    model = countvi.CondSCVI(adata, n_hidden=8)
+    model.train(1, train_size=0.8, enable_progress_bar=False)
+    held_out = model.validation_indices.copy()
+    model.train(1, enable_progress_bar=False)
+    np.testing.assert_array_equal(model.validation_indices, held_out)
+
+
+def test_the_set_up_shows_how_many_cells_have_labels_that_the_model_does_not_read(simulate, capsys):
+    adata = simulate()
+    adata.obs["type"] = ["a"] * (adata.n_obs - 3) + ["b"] * 3
+    countvi.SCVI.setup_anndata(adata, labels_key="type")
+    countvi.SCVI(adata, n_hidden=8).view_anndata_setup()
+    shown = {
+        line.split("│")[1].strip(): line.split("│")[3].strip()
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("│")
+    }
+    assert shown == {"a": str(adata.n_obs - 3), "b": "3"}

@@ -162,5 +162,6 @@ class CondSCVI(Estimator["CondSCVIModel"]):
         return build_condscvi(self.options, self.registry, start)
 
     @property
-    def _roles_read(self) -> frozenset[data_layer.Role]:
+    def roles_read(self) -> frozenset[data_layer.Role]:
+        """All: types are what the model is about."""
         return data_layer.ROLES

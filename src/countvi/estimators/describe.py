@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from countvi import data as data_layer
+from countvi.errors import MismatchError, UnknownNameError
+
 if TYPE_CHECKING:
     from countvi.data import CountMatrix
     from countvi.estimators.state import Fitted
@@ -41,7 +44,7 @@ def view_anndata_setup(self: Fitted) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console, registry = Console(highlight=False), self.registry
+    console, registry, codes = Console(highlight=False), self.registry, _codes(self)
     for modality in registry.modalities:
         console.print(f"{modality.n_features:,} {modality.noun}s in {_where(modality)}", markup=False)
     for key in registry.continuous_keys:
@@ -56,12 +59,22 @@ def view_anndata_setup(self: Fitted) -> None:
         )
         table.add_column("code", justify="right")
         table.add_column("cells", justify="right")
-        sizes = None if self.bound is None else np.bincount(self.bound.codes[:, i], minlength=len(column.categories))
+        sizes = None if codes is None else np.bincount(codes[:, i], minlength=len(column.categories))
         for code, category in enumerate(column.categories[:_LONG]):
             table.add_row(escape(str(category)), str(code), "" if sizes is None else f"{sizes[code]:,}")
         if len(column.categories) > _LONG:
             table.add_row(f"and {len(column.categories) - _LONG:,} more", "", "")
         console.print(table)
+
+
+def _codes(model: Fitted) -> np.ndarray | None:
+    """Codes of all columns, of those that the model does not read too; ``None`` if the data lack one."""
+    if model.adata is None:
+        return None
+    try:
+        return data_layer.covariate_codes(model.adata, model.registry)
+    except (MismatchError, UnknownNameError):
+        return None
 
 
 def _where(modality: CountMatrix) -> str:

@@ -301,5 +301,6 @@ class DestVI(Estimator["DestVIModel"]):
         return build_destvi(self.options, *start)
 
     @property
-    def _roles_read(self) -> frozenset[data_layer.Role]:
+    def roles_read(self) -> frozenset[data_layer.Role]:
+        """None: spots have no covariates."""
         return frozenset()

@@ -223,8 +223,9 @@ class SCVI(Estimator["SCVIModel"]):
         return self.options.gene_likelihood == "normal"
 
     @property
-    def _roles_read(self) -> frozenset[data_layer.Role]:
-        return data_layer.ROLES if self.options.dispersion == "gene-label" else super()._roles_read
+    def roles_read(self) -> frozenset[data_layer.Role]:
+        """Those of all covariates, labels only where they have dispersions of their own."""
+        return data_layer.ROLES if self.options.dispersion == "gene-label" else super().roles_read
 
     def _check_counts(self, dataset: data_layer.Dataset) -> None:
         assert self.adata is not None

@@ -248,7 +248,7 @@ class Fitted(ABC, Generic[M]):
         return False
 
     @property
-    def _roles_read(self) -> frozenset[data_layer.Role]:
+    def roles_read(self) -> frozenset[data_layer.Role]:
         """Roles of the covariates that this model reads; other data need not have the columns of the others."""
         return data_layer.ROLES - {"labels"}
 
@@ -271,7 +271,7 @@ class Fitted(ABC, Generic[M]):
         adata
             The query.
         """
-        return data_layer.extend(self.registry, adata, self._roles_read)
+        return data_layer.extend(self.registry, adata, self.roles_read)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -294,7 +294,7 @@ class Fitted(ABC, Generic[M]):
 
     def _bind(self, adata: Container) -> data_layer.Dataset:
         """Read data the way the model was set up."""
-        return data_layer.bind(adata, self.registry, self._roles_read)
+        return data_layer.bind(adata, self.registry, self.roles_read)
 
     def _take(self, adata: Container, dataset: data_layer.Dataset) -> None:
         self._adata, self.bound = adata, dataset

@@ -367,9 +367,10 @@ class TOTALVI(Estimator["TOTALVIModel"]):
         )
 
     @property
-    def _roles_read(self) -> frozenset[data_layer.Role]:
+    def roles_read(self) -> frozenset[data_layer.Role]:
+        """Those of all covariates, labels only where they have dispersions of their own."""
         by_label = {self.options.gene_dispersion, self.options.protein_dispersion} & {"gene-label", "protein-label"}
-        return data_layer.ROLES if by_label else super()._roles_read
+        return data_layer.ROLES if by_label else super().roles_read
 
     def _warn_of_unmeasured(self) -> None:
         """Say which proteins were taken as not measured because they have no counts in a panel."""

@@ -187,7 +187,8 @@ def requested(model: Fitted, *arguments: Any, **named: Any) -> TrainRequest:
         given.external_indexing,
         given.datasplitter_kwargs,
     )
-    if given.train_size is None and not usual.hold_out and not split.holds_out and not given.early_stopping:
+    asked = given.train_size is not None or split.holds_out or given.early_stopping
+    if not usual.hold_out and not asked and model.split is None:
         split = dataclasses.replace(split, train_size=1.0)
     plan = {**usual.plan, **plan_entries(given.plan_kwargs, lr=given.lr)}
     stopping = EarlyStopping(
