@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -291,3 +292,21 @@ def test_a_protein_without_counts_in_a_new_panel_was_not_measured_there() -> Non
     model = countvi.TOTALVI.load_query_data(query, reference)
     gaps = model.registry.modality("protein").gaps
     assert gaps.unmeasured == ((), (), (), (2,))
+
+
+def test_cells_of_a_new_type_are_mapped_where_types_are_weighted():
+    """What a cell of a type counts is that of the new cells: one over the share of its type, one on average."""
+    rng = np.random.default_rng(0)
+    reference = ad.AnnData(rng.poisson(3.0, (60, 8)).astype(np.float32))
+    reference.obs["type"] = ["a", "b"] * 30
+    countvi.CondSCVI.setup_anndata(reference, labels_key="type")
+    model = countvi.CondSCVI(reference, n_hidden=8, weight_obs=True)
+    model.train(1, enable_progress_bar=False)
+    new = ad.AnnData(rng.poisson(3.0, (40, 8)).astype(np.float32))
+    new.obs["type"] = ["a"] * 30 + ["c"] * 10
+    mapped = countvi.CondSCVI.load_query_data(new, model)
+    mapped.train(1, enable_progress_bar=False)
+    weight = mapped.module.label_weight.numpy()
+    assert weight[2] == pytest.approx(3 * weight[0], rel=1e-5)
+    assert 0.75 * weight[0] + 0.25 * weight[2] == pytest.approx(1.0, rel=1e-5)
+    assert np.isfinite(mapped.get_latent_representation()).all()

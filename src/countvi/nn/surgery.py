@@ -80,6 +80,8 @@ def adopt(model: nn.Module, reference: nn.Module, known: Sequence[int]) -> None:
             # The last layer of a decoder that had no levels to see.
             tensor.copy_(weights[f"{name.removesuffix('inputs')}weight"].t())
             continue
+        if name not in learned and name in weights and weights[name].shape != tensor.shape:
+            continue  # computed from the new cells, such as how much those of a type count
         assert name in weights and weights[name].shape == tensor.shape, f"{name} grew, and no part says by which levels"
         tensor.copy_(weights[name])
 
