@@ -97,6 +97,17 @@ def test_a_covariate_that_was_written_again_is_read_again() -> None:
     np.testing.assert_allclose(expression, in_x, atol=1e-6)
 
 
+def test_size_factors_that_were_written_again_are_read_again() -> None:
+    adata = cells()
+    adata.obs["size"] = 1.0
+    model = fitted(adata, size_factor_key="size")
+    once = model.get_normalized_expression(library_size="latent", use_z_mean=True)
+    adata.obs["size"] = 2.0
+    with pytest.warns(DataWarning, match=r"obs\['size'\] holds other values"):
+        twice = model.get_normalized_expression(library_size="latent", use_z_mean=True)
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
+
+
 def test_a_covariate_that_names_what_the_model_does_not_know_is_refused() -> None:
     adata = cells()
     model = fitted(adata, batch_key="batch")

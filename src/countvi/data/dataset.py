@@ -106,6 +106,13 @@ class Dataset:
             ),
         )
 
+    def same_covariates(self, other: Dataset) -> bool:
+        """Whether the cells of two data sets have the same covariates, one by one."""
+        pairs = [(self.codes, other.codes), (self.continuous, other.continuous)]
+        if self.size_factor is not None and other.size_factor is not None:
+            pairs.append((self.size_factor, other.size_factor))
+        return all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
     @property
     def in_memory(self) -> bool:
         """Whether all counts are in memory."""

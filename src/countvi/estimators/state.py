@@ -300,6 +300,11 @@ class Fitted(ABC, Generic[M]):
         self._adata, self.bound = adata, dataset
         self._snapshot = data_layer.DataSnapshot.of(adata, dataset)
 
+    def _seen(self) -> data_layer.DataSnapshot:
+        """What the data of the model look like now."""
+        assert self._adata is not None and self.bound is not None
+        return data_layer.DataSnapshot.of(self._adata, self.bound)
+
     @property
     def adata(self) -> Any:
         """The data of the model, or ``None`` after ``load`` without data. Other data can be assigned.
@@ -312,7 +317,8 @@ class Fitted(ABC, Generic[M]):
     @adata.setter
     def adata(self, adata: Container) -> None:
         dataset = self._bind(adata)
-        self.training_fingerprint()  # of the data trained on, while they are here
+        if self._snapshot is not None and not self._snapshot.changed_counts(self._seen()):
+            self.training_fingerprint()  # of the data trained on, while they are here
         if self.bound is not None and not dataset.obs_names.equals(self.bound.obs_names):
             self.split = None
         self._take(adata, dataset)
@@ -327,7 +333,7 @@ class Fitted(ABC, Generic[M]):
         """
         if self.bound is None or self._snapshot is None or self._adata is None:
             return
-        before, now = self._snapshot, data_layer.DataSnapshot.of(self._adata, self.bound)
+        before, now = self._snapshot, self._seen()
         same_cells, covariates = before.same_cells(now), before.changed_covariates(now)
         counts = before.changed_counts(now)
         if same_cells and not covariates and not counts:
@@ -345,8 +351,7 @@ class Fitted(ABC, Generic[M]):
         old, new = self.bound, self._bind(self._adata)
         self._take(self._adata, new)
         assert self._snapshot is not None
-        same_values = new.n_cells == old.n_cells and torch.equal(old.codes, new.codes)
-        same_values = same_values and torch.equal(old.continuous, new.continuous) and not counts
+        same_values = not counts and new.same_covariates(old)
         if same_cells and same_values:  # text that became categories, say
             return
         renamed = same_values and not before.changed_counts(self._snapshot)
