@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 from tests.data.set_up import set_up
 
-from countvi.data import Column, CountMatrix, SetupRecords, recall, remember
+from countvi.data import Column, CountMatrix, SetupRecords, bind, recall, remember
 from countvi.errors import DataError, OptionError, UnknownNameError
 
 FULL: dict[str, Any] = {
@@ -36,6 +36,20 @@ def test_everything_is_recorded(adata: anndata.AnnData) -> None:
     )
     assert registry.continuous_keys == ("age",)
     assert registry.size_factor_key == "sf"
+
+
+def test_what_the_peer_minified_is_refused(adata: anndata.AnnData) -> None:
+    registry = set_up(adata)
+    minified = adata.copy()
+    minified.X = sp.csr_matrix(adata.shape)
+    minified.obsm["X_latent_qzm"] = minified.obsm["X_latent_qzv"] = np.ones((adata.n_obs, 3))
+    minified.uns["_scvi_adata_minify_type"] = "latent_posterior_parameters"
+    for use in (set_up, lambda data: bind(data, registry)):
+        with pytest.raises(DataError, match="adata was minified by scvi-tools.*give the data with their counts"):
+            use(minified)
+    # With this type scvi-tools leaves the counts where they are.
+    minified.uns["_scvi_adata_minify_type"] = "latent_posterior_parameters_with_counts"
+    assert bind(minified, registry).stored is None
 
 
 def test_nothing_given(adata: anndata.AnnData) -> None:
