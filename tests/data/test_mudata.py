@@ -287,7 +287,7 @@ def test_a_column_of_a_modality_is_read_there(mdata: Any) -> None:
 def test_what_the_peer_minified_is_refused(mdata: Any) -> None:
     mdata.obsm["X_totalVI_qzm"] = np.zeros((mdata.n_obs, 3))
     mdata.uns["_scvi_adata_minify_type"] = "latent_posterior_parameters"
-    with pytest.raises(DataError, match="mdata was minified by scvi-tools.*give the data with their counts"):
+    with pytest.raises(DataError, match=r"mdata was minified by scvi-tools.*give the data with their counts"):
         set_up_several(mdata)
 
 

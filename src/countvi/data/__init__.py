@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from countvi.data.compressed_rows import ColumnMap
+from countvi.data.compressed_rows import ColumnMap, check_compressed, check_indices, check_offsets
 from countvi.data.confounding import confounding_table, warn_of_confounding
 from countvi.data.container import MINIFIED_TYPE, is_mudata, obs_column
 from countvi.data.covariates import BATCH_COLUMN, LABELS_COLUMN, ROLES, Covariates, Role, RolesOf
@@ -59,7 +59,10 @@ __all__ = [
     "Split",
     "UnpairedSource",
     "bind",
+    "check_compressed",
     "check_counts",
+    "check_indices",
+    "check_offsets",
     "confounding_table",
     "covariate_codes",
     "epoch_batches",

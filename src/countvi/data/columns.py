@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,13 +12,16 @@ import pandas as pd
 
 from countvi.data.container import obs_column
 from countvi.data.registry import Category, Column, Moments, category_key, plain
-from countvi.errors import DataError, MismatchError, did_you_mean
+from countvi.errors import DataError, DataWarning, MismatchError, did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from countvi.data.container import Container
     from countvi.data.registry import Registry
+
+_MANY = 20
+"""Categories that are not too many for however few cells."""
 
 
 def read_column(data: Container, key: str | None, argument: str) -> Column:
@@ -37,10 +42,37 @@ def read_column(data: Container, key: str | None, argument: str) -> Column:
         If there is no such column.
     DataError
         If it cannot be used as a covariate.
+
+    Warns
+    -----
+    DataWarning
+        If two categories look alike, or most cells have one of their own.
     """
     if key is None:
         return Column(None, (0,))
-    return Column(key, categories_of(obs_column(data, key, argument), key))
+    categories = categories_of(obs_column(data, key, argument), key)
+    warn_of_look_alikes(categories, key)
+    if len(categories) > _MANY and 2 * len(categories) > data.n_obs:
+        message = (
+            f"{argument}: obs[{key!r}] has {len(categories):,} categories for {data.n_obs:,} cells, so that most have one "
+            "cell, of which nothing can be learned; is it a column of names?"
+        )
+        warnings.warn(message, DataWarning, stacklevel=4)
+    return Column(key, categories)
+
+
+def warn_of_look_alikes(categories: Sequence[Category], key: str) -> None:
+    """Warn of categories that differ in type or in spaces around them alone, as ``1`` and ``"1"``."""
+    first: dict[str, Category] = {}
+    for category in categories:
+        other = first.setdefault(str(category).strip(), category)
+        if other is not category:
+            message = (
+                f"obs[{key!r}] has {other!r} and {category!r}, which count as two categories; if they mean one, use "
+                f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).str.strip()`."
+            )
+            warnings.warn(message, DataWarning, stacklevel=5)
+            return
 
 
 def model_column(data: Container, registry: Registry, column: int) -> pd.Series:

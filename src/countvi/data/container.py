@@ -209,8 +209,8 @@ def obs_column(data: Container, key: str, argument: str) -> pd.Series:
 
     That of a MuData is looked for in ``mdata.obs`` first. If it is not there, those of the modalities are put together:
     each cell takes the value of a modality that has the cell, and they must agree. ``"rna:batch"`` is the column
-    ``batch`` of the modality ``rna`` alone, where there is one; ``mdata.obs`` may have a copy under that name, which does
-    not follow the modality.
+    ``batch`` of the modality ``rna`` alone, where there is one; ``mdata.obs`` may have a copy under that name, which
+    does not follow the modality.
 
     Parameters
     ----------

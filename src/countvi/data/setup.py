@@ -128,7 +128,7 @@ def setup_anndata(
     """
     checked(adata)
     location = location_of(layer)
-    matrix_at(adata, location)
+    matrix_at(adata, location, choosing=True)
     kind = feature_type_of(adata, RNA) if typed else None
     modality = CountMatrix(RNA, location, tuple(map(str, adata.var_names)), None, kind)
     return read(adata, (modality,), given, roles, {"layer": layer})
@@ -204,7 +204,19 @@ remember, recall = _records.remember, _records.recall
 
 
 def location_of(layer: str | None) -> str:
-    """Return where the counts of a layer lie; ``None`` stands for ``X``."""
+    """Return where the counts of a layer lie; ``None`` stands for ``X``.
+
+    Raises
+    ------
+    OptionError
+        If the layer is not named by text.
+    """
+    if layer is not None and not isinstance(layer, str):
+        message = (
+            f"A layer is named by text; got {layer!r}. Give a layer with another key a name, "
+            f"`adata.layers['counts'] = adata.layers.pop({layer!r})`, and pass that."
+        )
+        raise OptionError(message)
     return "X" if layer is None else f"layers/{layer}"
 
 
@@ -249,7 +261,7 @@ def _modality(mdata: MuData, name: str, part: str, layer: str | None) -> CountMa
     owner, location = part_text(part), location_of(layer)
     adata = checked(mdata.mod[part], owner)
     rows_of(mdata, part)
-    matrix_at(adata, location, owner)
+    matrix_at(adata, location, owner, choosing=True)
     return CountMatrix(name, location, tuple(map(str, adata.var_names)), part, feature_type_of(adata, name))
 
 

@@ -164,7 +164,7 @@ def check_counts(
     Raises
     ------
     DataError
-        If there are NaN, infinite or negative entries.
+        If there are NaN, infinite or negative entries, or no counts at all.
 
     Warns
     -----
@@ -186,6 +186,9 @@ def check_counts(
             f"{_place(summary.first_negative, data, modality)}; counts must not be negative (is it scaled data?). "
             f"{_advice(data, modality)}"
         )
+        raise DataError(message)
+    if summary.n_measured and modality.gaps is None and not summary.n_stored:
+        message = f"{where} has no counts: all are zero. {_advice(data, modality)}"
         raise DataError(message)
     if summary.n_fractional and not allow_fractional:
         shape = "and looks log-transformed " if summary.looks_log_transformed else ""
