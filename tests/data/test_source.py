@@ -248,7 +248,7 @@ def test_objects_are_no_counts(adata: anndata.AnnData, location: str) -> None:
 def test_a_column_of_text_is_named(adata: anndata.AnnData) -> None:
     protein = pd.DataFrame({"CD3": 1.0, "call": "tag 1"}, index=adata.obs_names)
     adata.obsm["protein"] = protein
-    with pytest.raises(DataError, match=r"adata\.obsm\['protein'\] has 1 columns .*: 'call \(object\)'; drop"):
+    with pytest.raises(DataError, match=r"adata\.obsm\['protein'\] has columns .*: 'call \(object\)'; drop"):
         open_source(adata, "obsm/protein")
 
 

@@ -54,8 +54,8 @@ def read_column(data: Container, key: str | None, argument: str) -> Column:
     warn_of_look_alikes(categories, key)
     if len(categories) > _MANY and 2 * len(categories) > data.n_obs:
         message = (
-            f"{argument}: obs[{key!r}] has {len(categories):,} categories for {data.n_obs:,} cells, so that most have one "
-            "cell, of which nothing can be learned; is it a column of names?"
+            f"{argument}: obs[{key!r}] has {len(categories):,} categories for {data.n_obs:,} cells, so that most have "
+            "one cell, of which nothing can be learned; is it a column of names?"
         )
         warnings.warn(message, DataWarning, stacklevel=4)
     return Column(key, categories)

@@ -387,7 +387,7 @@ def open_source(adata: AnnData, location: str, columns: ColumnMap | None = None,
 
 
 def _opened_again(reopen: Callable[[], Any] | None, shape: tuple[int, int], kind: Any, where: str) -> Any:
-    """The matrix of a file that was closed, as ``adata.write()`` does; AnnData opens its file when it is asked for ``X``."""
+    """The matrix of a file that was closed, as ``adata.write()`` does; AnnData opens its file when asked for ``X``."""
     try:
         matrix = None if reopen is None else reopen()
     except (OSError, KeyError, ValueError, RuntimeError):
@@ -405,7 +405,7 @@ def _of_frame(frame: pd.DataFrame, where: str) -> NDArray[np.float32]:
     others = [f"{n} ({dtype})" for n, dtype in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
     if others:
         message = (
-            f"{where} has {len(others):,} columns that do not hold numbers: {shorten(others)}; drop them, "
+            f"{where} has columns that do not hold numbers: {shorten(others)}; drop them, "
             f"`{where} = {where}.drop(columns=[...])`, or make numbers of them, `.astype(float)`."
         )
         raise DataError(message)
