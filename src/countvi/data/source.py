@@ -389,7 +389,7 @@ def open_source(adata: AnnData, location: str, columns: ColumnMap | None = None,
 def _opened_again(reopen: Callable[[], Any] | None, shape: tuple[int, int], kind: Any, where: str) -> Any:
     """The matrix of a file that was closed, as ``adata.write()`` does; AnnData opens its file when asked for ``X``."""
     try:
-        matrix = None if reopen is None else reopen()
+        matrix: Any = None if reopen is None else reopen()
     except (OSError, KeyError, ValueError, RuntimeError):
         matrix = None
     if not isinstance(matrix, kind) or tuple(matrix.shape) != shape:

@@ -98,7 +98,8 @@ def read_mudata(path: str | Path) -> MuData:
 
 def _check_matrices(adata: Any, where: str) -> None:
     """Refuse sparse matrices that would be read past their ends; those on disk are checked as they are read."""
-    for matrix in (None if adata.isbacked else adata.X, *adata.layers.values(), *adata.obsm.values()):
+    matrices: list[Any] = [None if adata.isbacked else adata.X, *adata.layers.values(), *adata.obsm.values()]
+    for matrix in matrices:
         if issparse(matrix) and matrix.format in ("csr", "csc"):
             check_compressed(matrix, where)
 
