@@ -260,12 +260,35 @@ def test_columns_of_the_modalities_are_put_together(mdata: Any) -> None:
     # Derived by hand from how they were made: b a c, T B, donors 0 to 3.
     expected = np.stack([np.array([1, 0, 2])[number % 3], number % 2, number % 4], axis=1)
     np.testing.assert_array_equal(dataset.codes.numpy(), expected)
-    np.testing.assert_allclose(dataset.continuous.numpy()[:, 0], number * 0.5 - 3)
+    age = number * 0.5 - 3
+    expected = (age - age.mean()) / age.std()
+    np.testing.assert_allclose(dataset.continuous.numpy()[:, 0], expected, rtol=1e-6, atol=1e-7)
 
 
 def test_mdata_obs_comes_first(mdata: Any) -> None:
     mdata.obs["batch"] = ["one"] * 25
     assert set_up_several(mdata, batch_key="batch").columns[0].categories == ("one",)
+
+
+def test_a_column_of_a_modality_is_read_there(mdata: Any) -> None:
+    """MuData keeps a copy in its own obs, under the same name, which does not follow the modality."""
+    mdata.pull_obs()
+    assert "rna:batch" in mdata.obs
+    mdata["rna"].obs["batch"] = [name[-1] for name in mdata["rna"].obs_names]
+    mdata["atac"].obs["batch"] = mdata["rna"].obs["batch"].reindex(mdata["atac"].obs_names).fillna("0")
+    mdata = mdata[mdata.obsmap["rna"].ravel() > 0].copy()
+    registry = set_up_several(mdata, batch_key="rna:batch")
+    assert registry.columns[0].categories == tuple("0123456789")
+    del mdata["rna"].obs["batch"]
+    assert "rna:batch" in mdata.obs  # read where nothing else is left
+    assert set_up_several(mdata, batch_key="rna:batch").columns[0].categories == ("a", "b", "c")
+
+
+def test_what_the_peer_minified_is_refused(mdata: Any) -> None:
+    mdata.obsm["X_totalVI_qzm"] = np.zeros((mdata.n_obs, 3))
+    mdata.uns["_scvi_adata_minify_type"] = "latent_posterior_parameters"
+    with pytest.raises(DataError, match=r"mdata was minified by scvi-tools.*give the data with their counts"):
+        set_up_several(mdata)
 
 
 def test_a_column_that_one_modality_has_does_not_cover_all_cells(mdata: Any) -> None:

@@ -181,6 +181,21 @@ def test_what_cannot_be_set_up(adata, counts):
         set_up_proteins(adata, **BATCH, protein_expression_obsm_key="words")
 
 
+def test_proteins_of_which_nothing_is_known(adata, counts):
+    """As after a join by names of cells that do not match."""
+    use = {**BATCH, "protein_expression_obsm_key": "protein"}
+    adata.obsm["protein"] = as_frame(counts, adata) * np.nan
+    with pytest.raises(DataError, match=r"No protein was measured in any cell.*names of its cells match"):
+        set_up_proteins(adata, **use)
+    adata.obsm["protein"] = as_frame(counts, adata)
+    adata.obsm["seen"] = np.zeros(counts.shape, dtype=bool)
+    with pytest.raises(DataError, match="No protein was measured in any cell"):
+        set_up_proteins(adata, **use, protein_mask_obsm_key="seen")
+    adata.obsm["protein"] = as_frame(counts, adata) * 0
+    with pytest.raises(DataError, match="has no counts: all are zero"):
+        set_up_proteins(adata, **use)
+
+
 # ---------------------------------------------------------------- MuData
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from countvi.batch import Factor
-from countvi.data import Column, CountMatrix, Covariates, Registry
+from countvi.data import Column, CountMatrix, Covariates, Moments, Registry
 from countvi.errors import UnknownNameError
 
 
@@ -25,6 +25,7 @@ def registry() -> Registry:
         ),
         covariates=Covariates(categorical=(2, 3, 4)),
         continuous_keys=("age",),
+        continuous_moments=(Moments(41.5, 9.25),),
         size_factor_key="sf",
     )
 

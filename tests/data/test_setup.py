@@ -11,8 +11,8 @@ import pytest
 import scipy.sparse as sp
 from tests.data.set_up import set_up
 
-from countvi.data import Column, CountMatrix, SetupRecords, recall, remember
-from countvi.errors import DataError, OptionError, UnknownNameError
+from countvi.data import Column, CountMatrix, SetupRecords, bind, extend, recall, remember
+from countvi.errors import DataError, DataWarning, OptionError, UnknownNameError
 
 FULL: dict[str, Any] = {
     "batch_key": "batch",
@@ -36,6 +36,20 @@ def test_everything_is_recorded(adata: anndata.AnnData) -> None:
     )
     assert registry.continuous_keys == ("age",)
     assert registry.size_factor_key == "sf"
+
+
+def test_what_the_peer_minified_is_refused(adata: anndata.AnnData) -> None:
+    registry = set_up(adata)
+    minified = adata.copy()
+    minified.X = sp.csr_matrix(adata.shape)
+    minified.obsm["X_latent_qzm"] = minified.obsm["X_latent_qzv"] = np.ones((adata.n_obs, 3))
+    minified.uns["_scvi_adata_minify_type"] = "latent_posterior_parameters"
+    for use in (set_up, lambda data: bind(data, registry)):
+        with pytest.raises(DataError, match=r"adata was minified by scvi-tools.*give the data with their counts"):
+            use(minified)
+    # With this type scvi-tools leaves the counts where they are.
+    minified.uns["_scvi_adata_minify_type"] = "latent_posterior_parameters_with_counts"
+    assert bind(minified, registry).stored is None
 
 
 def test_nothing_given(adata: anndata.AnnData) -> None:
@@ -128,9 +142,53 @@ def test_unknown_covariate(adata: anndata.AnnData, argument: str) -> None:
         set_up(adata, **{argument: "donor"})
 
 
+@pytest.mark.parametrize("layer", [0, 1.5, b"counts"])
+def test_a_layer_is_named_by_text(adata: anndata.AnnData, layer: Any) -> None:
+    adata.layers[layer] = adata.X
+    with pytest.raises(OptionError, match=r"named by text; got .*adata\.layers\['counts'\] = adata\.layers\.pop"):
+        set_up(adata, layer=layer)
+
+
+def test_what_is_missing_afterwards_is_not_chosen_again(adata: anndata.AnnData) -> None:
+    """Nothing that reads data with a model takes a layer."""
+    adata.layers["counts"] = adata.X
+    registry = set_up(adata, layer="counts")
+    del adata.layers["counts"]
+    with pytest.raises(UnknownNameError, match=r"put them there, `adata\.layers\['counts'\] = adata\.X`\.") as error:
+        bind(adata, registry)
+    assert "layer=" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [([1, "1", "2"], "1 and '1'"), (["a", "b", "a "], "'a' and 'a '"), ([True, "True", "b"], "True and 'True'")],
+)
+def test_categories_that_look_alike(adata: anndata.AnnData, values: list[Any], told: str) -> None:
+    adata.obs["batch"] = pd.Series((values * 8)[:23], index=adata.obs_names, dtype=object)
+    with pytest.warns(DataWarning, match=rf"obs\['batch'\] has {told}, which count as two") as caught:
+        set_up(adata, batch_key="batch")
+    assert len(caught) == 1
+
+
+def test_a_new_category_that_looks_like_a_known_one(adata: anndata.AnnData) -> None:
+    registry = set_up(adata, batch_key="donor")
+    adata.obs["donor"] = adata.obs["donor"].astype(str)
+    with pytest.warns(DataWarning, match="0 and '0', which count as two"):
+        extend(registry, adata)
+
+
+@pytest.mark.parametrize("argument", ["batch_key", "labels_key"])
+def test_a_column_of_names_is_no_covariate(adata: anndata.AnnData, argument: str) -> None:
+    adata.obs["barcode"] = adata.obs_names.astype(str)
+    with pytest.warns(DataWarning, match=rf"{argument}: obs\['barcode'\] has 23 categories for 23 cells"):
+        set_up(adata, **{argument: "barcode"})
+
+
 def test_unknown_layer(adata: anndata.AnnData) -> None:
     adata.layers["counts"] = adata.X
-    with pytest.raises(UnknownNameError, match=r"no 'conts'; it has 'counts'\. Did you mean 'counts'.*layer=None"):
+    with pytest.raises(
+        UnknownNameError, match=r"no 'conts'; it has 'counts'\. Did you mean 'counts'\? Without a layer adata\.X"
+    ):
         set_up(adata, layer="conts")
 
 

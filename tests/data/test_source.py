@@ -7,11 +7,13 @@ from typing import Any
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.data.set_up import set_up
 
 from countvi.batch import CountBlock
 from countvi.data import BackedSource, ColumnMap, InMemorySource, open_source
@@ -223,8 +225,42 @@ def test_rows_outside_are_refused(adata: anndata.AnnData) -> None:
 
 def test_no_x(adata: anndata.AnnData) -> None:
     empty = anndata.AnnData(obs=adata.obs, var=adata.var)
-    with pytest.raises(DataError, match=r"adata\.X is empty \(None\); pass `layer="):
+    with pytest.raises(DataError, match=r"adata\.X is empty \(None\); the model reads its counts there"):
         open_source(empty, "X")
+    with pytest.raises(DataError, match=r"adata\.X is empty \(None\); pass a layer"):
+        set_up(empty)
+
+
+@pytest.mark.parametrize("location", ["X", "layers/counts", "obsm/protein"])
+def test_objects_are_no_counts(adata: anndata.AnnData, location: str) -> None:
+    counts = adata.X.toarray().astype(object)
+    adata.layers["counts"] = adata.obsm["protein"] = counts
+    adata.X = counts
+    where = {
+        "X": r"adata\.X",
+        "layers/counts": r"adata\.layers\['counts'\]",
+        "obsm/protein": r"adata\.obsm\['protein'\]",
+    }
+    with pytest.raises(DataError, match=rf"{where[location]} has values of dtype object.*{where[location]}\.astype"):
+        open_source(adata, location)
+
+
+def test_a_column_of_text_is_named(adata: anndata.AnnData) -> None:
+    protein = pd.DataFrame({"CD3": 1.0, "call": "tag 1"}, index=adata.obs_names)
+    adata.obsm["protein"] = protein
+    with pytest.raises(DataError, match=r"adata\.obsm\['protein'\] has columns .*: 'call \(object\)'; drop"):
+        open_source(adata, "obsm/protein")
+
+
+def test_a_dask_array_is_read_by_its_owner() -> None:
+    class Holder:
+        """What open_source asks of an AnnData; dask itself is not needed to build countvi."""
+
+        X = type("Array", (), {"__module__": "dask.array.core"})()
+        is_view = False
+
+    with pytest.raises(DataError, match=r"adata\.X is a dask array.*`adata\.X = adata\.X\.compute\(\)`"):
+        open_source(Holder(), "X")  # type: ignore[arg-type]
 
 
 def test_unknown_layer(adata: anndata.AnnData) -> None:
@@ -272,3 +308,57 @@ def test_only_what_stands_twice_is_summed(repeated: bool) -> None:
     block = InMemorySource(matrix).take(np.array([0, 1]))
     np.testing.assert_array_equal(block.columns, [1, 4, 0, 2] if repeated else columns)
     np.testing.assert_array_equal(matrix.indices, columns)
+
+
+# --- files that were closed, arrays that do not fit
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("view", [False, True])
+def test_a_file_that_was_written_is_opened_again(
+    adata: anndata.AnnData, tmp_path: Path, dense: bool, view: bool
+) -> None:
+    counts = adata.X.toarray()
+    adata.X = counts if dense else adata.X
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r+")
+    rows = np.array([9, 2, 5]) if view else np.arange(23)
+    source = open_source(backed[rows] if view else backed, "X")
+    backed.obs["cluster"] = "0"
+    backed.write_h5ad(tmp_path / "cells.h5ad")
+    check_block(source.take(np.arange(len(rows))), counts[rows])
+    backed.file.close()
+    check_block(source.take(np.array([1])), counts[rows[[1]]])
+    backed.file.close()
+    (tmp_path / "cells.h5ad").unlink()
+    with pytest.raises(DataError, match=r"file of adata\.X was closed or changed.*model\.adata = adata"):
+        source.take(np.array([0]))
+
+
+BROKEN: dict[str, Any] = {
+    "negative": lambda m: m.indices.__setitem__(3, -2),
+    "too large": lambda m: m.indices.__setitem__(3, 2**31 - 5),
+    "not increasing": lambda m: m.indptr.__setitem__(4, m.indptr[-1] + 7),
+    "past the end": lambda m: m.indptr.__setitem__(-1, m.indptr[-1] + 7),
+    "not from zero": lambda m: m.indptr.__setitem__(0, -3),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_arrays_that_do_not_fit(adata: anndata.AnnData, tmp_path: Path, broken: str) -> None:
+    for form in ("csr", "csc"):
+        matrix = adata.X.asformat(form).copy()
+        BROKEN[broken](matrix)
+        with pytest.raises(DataError, match="adata matrix is broken"):
+            InMemorySource(matrix, where="adata matrix")
+    path = tmp_path / "cells.h5ad"
+    adata.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        group = file["X"]
+        matrix = sp.csr_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), adata.shape)
+        BROKEN[broken](matrix)
+        group["indices"][:], group["indptr"][:] = matrix.indices, matrix.indptr
+    backed = anndata.read_h5ad(path, backed="r")
+    with pytest.raises(DataError, match=r"adata\.X \(.*cells\.h5ad\) is broken"):
+        list(open_source(backed, "X").blocks())
+    backed.file.close()

@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 from tests.data.set_up import set_up
 
+import countvi
 from countvi.data import CountMatrix, InMemorySource, bind, check_counts, open_source, summarize
 from countvi.errors import DataError, DataWarning
 
@@ -198,3 +199,33 @@ def test_names_with_odd_types() -> None:
     adata = anndata.AnnData(np.array([[-1.0]]), obs=pd.DataFrame(index=["AAAC-1"]), var=pd.DataFrame(index=["CD3'D"]))
     with pytest.raises(DataError, match="CD3'D"):
         check(adata)
+
+
+@pytest.mark.parametrize("model", [countvi.TOTALVI, countvi.RegularizedMultimodalVI])
+def test_cells_of_a_mosaic_without_rna_are_counted(model: Any) -> None:
+    """Zeros that stand for what was not measured."""
+    mudata = pytest.importorskip("mudata")
+    rng = np.random.default_rng(0)
+    rna, protein = (anndata.AnnData(rng.poisson(3.0, (40, n)).astype(np.float32) + 1) for n in (12, 4))
+    protein.var_names = [f"P{i}" for i in range(4)]
+    rna.X[:7] = 0
+    with mudata.set_options(pull_on_update=False):
+        mdata = mudata.MuData({"rna": rna, "protein": protein})
+    model.setup_mudata(mdata)
+    with pytest.warns(DataWarning, match=r"7 of 40 cells have no counts in mdata\['rna'\]\.X.*not measured"):
+        model(mdata)
+    if model is countvi.TOTALVI:
+        rna.obsm["protein"] = protein.to_df()
+        model.setup_anndata(rna, protein_expression_obsm_key="protein")
+        with pytest.warns(DataWarning, match=r"7 of 40 cells have no counts in adata\.X"):
+            model(rna)
+
+
+def test_no_counts_at_all() -> None:
+    zeros = sp.csr_matrix(np.ones((40, 12), dtype=np.float32))
+    zeros.data[:] = 0  # stored, and still none
+    adata = anndata.AnnData(zeros)
+    adata.layers["raw"] = np.ones((40, 12), dtype=np.float32)
+    countvi.SCVI.setup_anndata(adata)
+    with pytest.raises(DataError, match=r"adata\.X has no counts: all are zero.*pass layer='raw'"):
+        countvi.SCVI(adata)

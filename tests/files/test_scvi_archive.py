@@ -92,7 +92,10 @@ def test_file_folder_and_prefix(folder):
     check(read_scvi_archive(str(folder)))
     (folder / "model.pt").rename(folder / "run1_model.pt")
     check(read_scvi_archive(folder, prefix="run1_"))
-    with pytest.raises(FileFormatError, match=r"has no model.pt. It has models with the prefix 'run1_': pass prefix="):
+    with pytest.raises(
+        FileFormatError,
+        match=r"has no model.pt. It has models with the prefix 'run1_': give the file itself, '.*run1_model.pt'",
+    ):
         read_scvi_archive(folder)
 
 

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 import countvi
-from countvi.errors import CountviError, FileFormatError
+from countvi.errors import CountviError, DataError, FileFormatError
 
 COUNTS = np.array([[1, 0, 0, 9], [0, 2, 0, 0], [0, 0, 0, 0], [4, 0, 5, 7], [0, 0, 6, 0]], np.int32)  # cells x features
 
@@ -98,3 +98,26 @@ def test_a_matrix_saved_as_h5ad_by_its_name_only(tmp_path):
         return
     with pytest.raises(CountviError, match="empty"):
         countvi.SCVI.setup_anndata(adata)
+
+
+def test_a_file_of_antibodies(tmp_path):
+    path = write_10x(tmp_path / "adt.h5", kinds=("Antibody Capture",) * 4)
+    with pytest.raises(FileFormatError, match=r"no features of type 'Gene Expression'.*it has 'Antibody Capture'"):
+        countvi.io.read_counts(path)
+
+
+@pytest.mark.parametrize(("array", "value"), [("indices", -1), ("indices", 2**31 - 5), ("indptr", 99), ("indptr", -4)])
+def test_a_broken_matrix_is_an_error(simulate, tmp_path, array, value):
+    """It was the end of the interpreter."""
+    with h5py.File(write_10x(tmp_path / "broken.h5"), "a") as file:
+        file[f"matrix/{array}"][2] = value
+    with pytest.raises(DataError, match=r"broken\.h5 is broken: its ind"):
+        countvi.io.read_counts(tmp_path / "broken.h5")
+    adata = simulate()
+    adata.layers["other"] = adata.X.tocsc()
+    for where in ("X", "layers/other"):
+        adata.write_h5ad(tmp_path / "broken.h5ad")
+        with h5py.File(tmp_path / "broken.h5ad", "a") as file:
+            file[f"{where}/{array}"][2] = value if array == "indices" or value < 0 else 10**6
+        with pytest.raises(DataError, match=r"broken\.h5ad is broken: its ind"):
+            countvi.io.read_counts(tmp_path / "broken.h5ad")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from countvi.data.compressed_rows import ColumnMap
+from countvi.data.compressed_rows import ColumnMap, check_compressed, check_indices, check_offsets
 from countvi.data.confounding import confounding_table, warn_of_confounding
-from countvi.data.container import is_mudata, obs_column
+from countvi.data.container import MINIFIED_TYPE, is_mudata, obs_column
 from countvi.data.covariates import BATCH_COLUMN, LABELS_COLUMN, ROLES, Covariates, Role, RolesOf
 from countvi.data.dataset import Dataset, bind, covariate_codes
 from countvi.data.extend import extend
@@ -12,7 +12,7 @@ from countvi.data.features import GENES, PEAKS, PROTEINS
 from countvi.data.h5mu import read_h5mu, write_h5mu
 from countvi.data.loader import epoch_batches, epoch_pools, even_batches
 from countvi.data.measured import MaskedSource, Patterns
-from countvi.data.minified import MINIFIED_TYPE, minified
+from countvi.data.minified import minified
 from countvi.data.moments import variance_ratio
 from countvi.data.padding import prepare_query, prepare_query_mudata
 from countvi.data.positions import unique_names, with_positions
@@ -22,7 +22,7 @@ from countvi.data.proteins import (
     with_unmeasured,
     with_unmeasured_in_new_panels,
 )
-from countvi.data.registry import Column, CountMatrix, Gaps, Registry
+from countvi.data.registry import Column, CountMatrix, Gaps, Moments, Registry
 from countvi.data.setup import SetupRecords, recall, remember, setup_anndata, setup_mudata
 from countvi.data.snapshot import DataSnapshot
 from countvi.data.source import BackedSource, CountSource, InMemorySource, UnpairedSource, open_source
@@ -50,6 +50,7 @@ __all__ = [
     "Gaps",
     "InMemorySource",
     "MaskedSource",
+    "Moments",
     "Patterns",
     "Registry",
     "Role",
@@ -58,7 +59,10 @@ __all__ = [
     "Split",
     "UnpairedSource",
     "bind",
+    "check_compressed",
     "check_counts",
+    "check_indices",
+    "check_offsets",
     "confounding_table",
     "covariate_codes",
     "epoch_batches",

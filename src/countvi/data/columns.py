@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from countvi.data.container import obs_column
-from countvi.data.registry import Category, Column, category_key, plain
-from countvi.errors import DataError, MismatchError, did_you_mean
+from countvi.data.registry import Category, Column, Moments, category_key, plain
+from countvi.errors import DataError, DataWarning, MismatchError, did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from countvi.data.container import Container
     from countvi.data.registry import Registry
+
+_MANY = 20
+"""Categories that are not too many for however few cells."""
 
 
 def read_column(data: Container, key: str | None, argument: str) -> Column:
@@ -37,10 +42,37 @@ def read_column(data: Container, key: str | None, argument: str) -> Column:
         If there is no such column.
     DataError
         If it cannot be used as a covariate.
+
+    Warns
+    -----
+    DataWarning
+        If two categories look alike, or most cells have one of their own.
     """
     if key is None:
         return Column(None, (0,))
-    return Column(key, categories_of(obs_column(data, key, argument), key))
+    categories = categories_of(obs_column(data, key, argument), key)
+    warn_of_look_alikes(categories, key)
+    if len(categories) > _MANY and 2 * len(categories) > data.n_obs:
+        message = (
+            f"{argument}: obs[{key!r}] has {len(categories):,} categories for {data.n_obs:,} cells, so that most have "
+            "one cell, of which nothing can be learned; is it a column of names?"
+        )
+        warnings.warn(message, DataWarning, stacklevel=4)
+    return Column(key, categories)
+
+
+def warn_of_look_alikes(categories: Sequence[Category], key: str) -> None:
+    """Warn of categories that differ in type or in spaces around them alone, as ``1`` and ``"1"``."""
+    first: dict[str, Category] = {}
+    for category in categories:
+        other = first.setdefault(str(category).strip(), category)
+        if other is not category:
+            message = (
+                f"obs[{key!r}] has {other!r} and {category!r}, which count as two categories; if they mean one, use "
+                f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).str.strip()`."
+            )
+            warnings.warn(message, DataWarning, stacklevel=5)
+            return
 
 
 def model_column(data: Container, registry: Registry, column: int) -> pd.Series:
@@ -120,16 +152,38 @@ def codes_of(values: pd.Series, column: Column, name: str) -> NDArray[np.int64]:
     return table[coded.codes]
 
 
-def continuous_of(values: pd.Series, key: str) -> NDArray[np.float32]:
-    """Return a continuous covariate, shape ``(cells,)``.
+def moments_of(values: pd.Series, key: str) -> Moments:
+    """Return what a continuous covariate is standardised by; errors as in :func:`continuous_of`."""
+    numbers = _finite(values, key)
+    # A constant column is told by its values: the deviation of many equal numbers need not be exactly zero.
+    constant = numbers.min() == numbers.max()
+    return Moments(float(numbers.mean()), 1.0 if constant else float(numbers.std()))
+
+
+def continuous_of(values: pd.Series, key: str, moments: Moments) -> NDArray[np.float32]:
+    """Return a continuous covariate, standardised, shape ``(cells,)``.
+
+    Parameters
+    ----------
+    values
+        The column of ``obs``, in its own units.
+    key
+        Its name, for messages.
+    moments
+        What it is standardised by.
 
     Raises
     ------
     DataError
         If the column is not numeric, or not finite in float32.
     """
+    # Standardised before it is rounded to float32, which large numbers close to each other need.
+    return ((_finite(values, key) - moments.mean) / moments.sd).astype(np.float32)
+
+
+def _finite(values: pd.Series, key: str) -> NDArray[np.float64]:
     numbers = _numbers(values, key, "A continuous covariate")
-    bad = ~np.isfinite(numbers)
+    bad = ~np.isfinite(_float32(numbers))
     if bad.any():
         message = (
             f"obs[{key!r}] has {int(bad.sum()):,} NaN or infinite values (first in cell "
@@ -148,7 +202,7 @@ def size_factor_of(values: pd.Series, key: str) -> NDArray[np.float32]:
     DataError
         If the column is not numeric, or not finite and positive in float32.
     """
-    numbers = _numbers(values, key, "A size factor")
+    numbers = _float32(_numbers(values, key, "A size factor"))
     bad = ~(np.isfinite(numbers) & (numbers > 0))
     if bad.any():
         first = int(np.argmax(bad))
@@ -178,12 +232,16 @@ def _check_missing(values: pd.Series, key: str) -> None:
         raise DataError(message)
 
 
-def _numbers(values: pd.Series, key: str, what: str) -> NDArray[np.float32]:
+def _numbers(values: pd.Series, key: str, what: str) -> NDArray[np.float64]:
     if not pd.api.types.is_numeric_dtype(values.dtype):
         message = (
             f"{what} must be numeric; obs[{key!r}] has dtype {values.dtype}. Convert it with "
             f"`adata.obs[{key!r}] = pd.to_numeric(adata.obs[{key!r}])`, or pass it as a categorical covariate."
         )
         raise DataError(message)
+    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _float32(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is reported as such
-        return values.to_numpy(dtype=np.float64, na_value=np.nan).astype(np.float32)
+        return numbers.astype(np.float32)

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from countvi.batch import CountBlock
+from countvi.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +60,42 @@ class ColumnMap:
             return CompressedRows(rows.values, columns, rows.offsets)
         kept_before = np.concatenate([[0], np.cumsum(keep)])
         return CompressedRows(rows.values[keep], columns[keep], kept_before[rows.offsets])
+
+
+def check_compressed(matrix: Any, where: str) -> None:
+    """Refuse a CSR or CSC matrix whose arrays do not fit each other, which compiled code would read past their ends.
+
+    Parameters
+    ----------
+    matrix
+        Of scipy, or any object with ``shape``, ``data``, ``indices`` and ``indptr`` (and ``format`` if it is CSC).
+    where
+        What the message calls it.
+
+    Raises
+    ------
+    DataError
+        If they do not fit.
+    """
+    across, along = matrix.shape if getattr(matrix, "format", "csr") == "csr" else matrix.shape[::-1]
+    check_offsets(matrix.indptr, across, min(len(matrix.data), len(matrix.indices)), where)
+    check_indices(matrix.indices, along, where)
+
+
+def check_offsets(offsets: NDArray[Any], n_rows: int, n_entries: int, where: str) -> None:
+    """Refuse offsets of rows that are not those of a matrix with so many rows and entries."""
+    fits = len(offsets) == n_rows + 1 and offsets[0] == 0 and offsets[-1] <= n_entries
+    if not fits or (offsets[1:] < offsets[:-1]).any():
+        message = f"{where} is broken: its indptr does not delimit {n_rows:,} rows of {n_entries:,} entries."
+        raise DataError(message)
+
+
+def check_indices(indices: NDArray[Any], n_columns: int, where: str) -> None:
+    """Refuse indices that are not those of columns."""
+    if len(indices) and (indices.min() < 0 or indices.max() >= n_columns):
+        wrong = indices.min() if indices.min() < 0 else indices.max()
+        message = f"{where} is broken: its indices must be between 0 and {n_columns - 1:,}, and {wrong} is among them."
+        raise DataError(message)
 
 
 def gather(values: NDArray[Any], columns: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any]) -> CompressedRows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from countvi.data.registry import CountMatrix
 
     Container = AnnData | MuData
+
+MINIFIED_KEY = "_scvi_adata_minify_type"
+"""Entry of ``uns`` that marks data with a posterior instead of counts, as in scvi-tools."""
+MINIFIED_TYPE: Final = "latent_posterior_parameters"
+"""What stands there."""
+LATENT_MEAN = "_latent_{}_mean"
+"""Where countvi keeps the mean of a latent variable in ``obsm``."""
 
 
 def is_mudata(data: object) -> TypeGuard[MuData]:
@@ -49,6 +56,7 @@ def checked(adata: object, name: str = "adata") -> AnnData:
     if not isinstance(adata, AnnData):
         message = f"An AnnData is expected here; got {type(adata).__module__}.{type(adata).__name__}."
         raise DataError(message)
+    _refuse_minified_elsewhere(adata, name)
     what = "The AnnData" if name == "adata" else name
     if adata.n_obs == 0 or adata.n_vars == 0:
         message = f"{what} is empty: {adata.n_obs} cells and {adata.n_vars} genes; at least one of each is needed."
@@ -61,6 +69,26 @@ def checked(adata: object, name: str = "adata") -> AnnData:
         )
         raise DataError(message)
     return adata
+
+
+def is_minified(data: Container) -> bool:
+    """Whether data hold a posterior instead of counts, as ``minify_adata`` of countvi makes them."""
+    return data.uns.get(MINIFIED_KEY) == MINIFIED_TYPE and any(map(_is_latent_mean, data.obsm))
+
+
+def _is_latent_mean(key: object) -> bool:
+    start, end = LATENT_MEAN.split("{}")
+    return str(key).startswith(start) and str(key).endswith(end)
+
+
+def _refuse_minified_elsewhere(data: Container, name: str) -> None:
+    # What scvi-tools minified with the counts kept has another type, and its counts are read.
+    if data.uns.get(MINIFIED_KEY) == MINIFIED_TYPE and not is_minified(data):
+        message = (
+            f"{name} was minified by scvi-tools: it holds the posterior of one of its models instead of counts, which "
+            "countvi cannot read; give the data with their counts, as they were before minify_adata."
+        )
+        raise DataError(message)
 
 
 def check_container(data: object, modalities: Sequence[CountMatrix]) -> None:
@@ -114,6 +142,7 @@ def as_mudata(data: object) -> MuData:
             "the same cells are given as `mudata.MuData({'rna': adata, ...})`."
         )
         raise DataError(message)
+    _refuse_minified_elsewhere(data, "mdata")
     if data.axis == 1:
         message = "The modalities of this MuData share features (axis=1); modalities that share cells are expected."
         raise DataError(message)
@@ -180,7 +209,8 @@ def obs_column(data: Container, key: str, argument: str) -> pd.Series:
 
     That of a MuData is looked for in ``mdata.obs`` first. If it is not there, those of the modalities are put together:
     each cell takes the value of a modality that has the cell, and they must agree. ``"rna:batch"`` is the column
-    ``batch`` of the modality ``rna`` alone.
+    ``batch`` of the modality ``rna`` alone, where there is one; ``mdata.obs`` may have a copy under that name, which
+    does not follow the modality.
 
     Parameters
     ----------
@@ -204,6 +234,10 @@ def obs_column(data: Container, key: str, argument: str) -> pd.Series:
         If there are several, or modalities disagree.
     """
     name = "mdata" if is_mudata(data) else "adata"
+    if is_mudata(data):
+        part, _, column = key.partition(":")
+        if part in data.mod and column in data.mod[part].obs.columns:
+            return _merge(data, column, [part], argument)
     if key in data.obs.columns:
         column = data.obs[key]
         if isinstance(column, pd.DataFrame):
@@ -215,9 +249,6 @@ def obs_column(data: Container, key: str, argument: str) -> pd.Series:
         having = [part for part, adata in data.mod.items() if key in adata.obs.columns]
         if having:
             return _merge(data, key, having, argument)
-        part, _, column = key.partition(":")
-        if part in data.mod and column in data.mod[part].obs.columns:
-            return _merge(data, column, [part], argument)
         known += sorted({str(name) for adata in data.mod.values() for name in adata.obs.columns} - set(known))
     has = f"it has {shorten(known, limit=10)}" if known else "it has no columns"
     message = f"{argument}: {name}.obs has no column {key!r}; {has}.{did_you_mean(key, known)}"

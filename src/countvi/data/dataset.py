@@ -18,11 +18,11 @@ from torch import Tensor
 from countvi.batch import AbsentCounts, Batch, CountBlock, Design, Factor
 from countvi.data.columns import codes_of, continuous_of, model_column, size_factor_of
 from countvi.data.compressed_rows import ColumnMap
-from countvi.data.container import check_container, obs_column, part_of, part_text, rows_of
+from countvi.data.container import check_container, is_minified, obs_column, part_of, part_text, rows_of
 from countvi.data.covariates import ROLES, Role
 from countvi.data.features import feature_names
 from countvi.data.measured import MaskedSource, Patterns, patterns_of
-from countvi.data.minified import AbsentSource, Stored, is_minified, measured_of, stored_of
+from countvi.data.minified import AbsentSource, Stored, measured_of, stored_of
 from countvi.data.registry import CountMatrix, Registry
 from countvi.data.source import CountSource, InMemorySource, UnpairedSource, location_text, open_source
 from countvi.data.validate import CountSummary, summarize
@@ -47,7 +47,7 @@ class Dataset:
     codes
         Codes of the categorical covariates, shape ``(cells, columns)``, int64.
     continuous
-        Continuous covariates, shape ``(cells, n_continuous)``, float32.
+        Continuous covariates, standardised, shape ``(cells, n_continuous)``, float32.
     size_factor
         Size factors, shape ``(cells,)``, float32, or ``None``.
     obs_names
@@ -270,8 +270,9 @@ def bind(data: Container, registry: Registry, roles: Collection[Role] = ROLES) -
             if found is not None:
                 patterns[name], sources[name] = found, MaskedSource(sources[name], found)
     continuous = np.zeros((data.n_obs, len(registry.continuous_keys)), dtype=np.float32)
-    for i, key in enumerate(registry.continuous_keys):
-        continuous[:, i] = continuous_of(obs_column(data, key, "The model's continuous covariate key"), key)
+    for i, (key, moments) in enumerate(registry.continuous.items()):
+        column = obs_column(data, key, "The model's continuous covariate key")
+        continuous[:, i] = continuous_of(column, key, moments)
     size_factor = None
     if registry.size_factor_key is not None:
         key = registry.size_factor_key

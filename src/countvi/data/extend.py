@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from countvi.data.columns import categories_of, model_column
+from countvi.data.columns import categories_of, model_column, warn_of_look_alikes
 from countvi.data.covariates import ROLES, Role
 from countvi.data.registry import Registry, category_key
 
@@ -45,4 +45,6 @@ def extend(registry: Registry, data: Container, roles: Collection[Role] = ROLES)
         found = categories_of(model_column(data, registry, i), key)
         new = tuple(category for category in found if category_key(category) not in known)
         columns[i] = dataclasses.replace(columns[i], categories=(*columns[i].categories, *new))
+        if new:
+            warn_of_look_alikes(columns[i].categories, key)
     return dataclasses.replace(registry, columns=tuple(columns))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from countvi.batch import AbsentCounts, CountBlock
-from countvi.data.container import is_mudata
+from countvi.data.container import LATENT_MEAN, MINIFIED_KEY, MINIFIED_TYPE, is_mudata
 from countvi.data.measured import Patterns
 from countvi.data.registry import Registry
 from countvi.data.source import CountSource
@@ -21,10 +21,7 @@ from countvi.data.source import CountSource
 if TYPE_CHECKING:
     from countvi.data.container import Container
 
-MINIFIED_KEY = "_scvi_adata_minify_type"
-"""Entry of ``uns`` that marks such data, as in scvi-tools."""
-MINIFIED_TYPE: Final = "latent_posterior_parameters"
-_MEAN, _VARIANCE, _MEASURED = "_latent_{}_mean", "_latent_{}_variance", "_countvi_{}_measured"
+_VARIANCE, _MEASURED = "_latent_{}_variance", "_countvi_{}_measured"
 
 Stored = Mapping[str, tuple[Tensor, Tensor | None]]
 """Mean and standard deviation by latent variable; ``None`` for one that is given."""
@@ -88,7 +85,7 @@ def minified(
     """
     obsm = {_MEASURED.format(name): p.of(torch.arange(len(p.code))).numpy() for name, p in patterns.items()}
     for name, (loc, scale) in posterior.items():
-        obsm[_MEAN.format(name)] = _as_matrix(loc)
+        obsm[LATENT_MEAN.format(name)] = _as_matrix(loc)
         if scale is not None:
             obsm[_VARIANCE.format(name)] = _as_matrix(np.square(scale))
     if not is_mudata(data):
@@ -110,14 +107,9 @@ def minified(
     return small
 
 
-def is_minified(data: Container) -> bool:
-    """Whether data hold a posterior instead of counts."""
-    return MINIFIED_KEY in data.uns
-
-
 def stored_of(data: Container) -> Stored:
     """Read the posterior of all cells."""
-    start, end = _MEAN.split("{}")
+    start, end = LATENT_MEAN.split("{}")
     stored: dict[str, tuple[Tensor, Tensor | None]] = {}
     for key in data.obsm:
         if not (key.startswith(start) and key.endswith(end)):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 from countvi.batch import PROTEIN, RNA
 from countvi.data.container import as_mudata, checked, part_text, rows_of
 from countvi.data.covariates import ROLES, RolesOf
-from countvi.data.dataset import bind
+from countvi.data.dataset import Dataset, bind
 from countvi.data.features import GENES, PROTEINS, feature_names, feature_type_of
 from countvi.data.measured import unmeasured_by_level
 from countvi.data.registry import CountMatrix, Gaps, Registry
 from countvi.data.setup import location_of, read
-from countvi.data.source import matrix_at
+from countvi.data.source import location_text, matrix_at
 from countvi.errors import DataError, OptionError, UnknownNameError, did_you_mean, shorten
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def setup_proteins(
     """
     checked(adata)
     location = location_of(layer)
-    matrix_at(adata, location)
+    matrix_at(adata, location, choosing=True)
     names = _protein_names(adata, protein_expression_obsm_key, protein_names_uns_key)
     modalities = (
         CountMatrix(RNA, location, tuple(map(str, adata.var_names)), None, GENES),
@@ -118,7 +118,7 @@ def setup_proteins_mudata(
         assert part is not None
         adata = checked(mdata.mod[part], part_text(part))
         location = location_of(layer)
-        matrix_at(adata, location, part_text(part))
+        matrix_at(adata, location, part_text(part), choosing=True)
         found.append(CountMatrix(name, location, tuple(map(str, adata.var_names)), part, kind))
     rows = rows_of(mdata, found[0].part)
     if rows is not None and (rows < 0).any():
@@ -145,12 +145,28 @@ def _with_gaps(data: Container, registry: Registry, mask: str | None) -> Registr
     protein = dataclasses.replace(protein, gaps=Gaps(panel.column, mask))
     registry = dataclasses.replace(registry, modalities=(rna, protein))
     dataset = bind(data, registry)
+    _check_some(dataset)
     present = dataset.present.get(PROTEIN)
     told = mask is not None or (PROTEIN in dataset.patterns and (present is None or _has_gaps(dataset, present)))
     if told:
         return registry
     levels = dataset.codes[:, panel.column].numpy()
     return with_unmeasured(registry, unmeasured_by_level(dataset.sources[PROTEIN], levels, panel.n_levels))
+
+
+def _check_some(dataset: Dataset) -> None:
+    """Refuse proteins of which nothing is known."""
+    modality = dataset.registry.modality(PROTEIN)
+    where = location_text(modality.location, part_text(modality.part))
+    if PROTEIN in dataset.patterns and not bool(dataset.patterns[PROTEIN].table.any()):
+        message = (
+            f"No protein was measured in any cell: {where} holds nothing but NaN, or the mask leaves nothing; do the "
+            "names of its cells match those of the RNA?"
+        )
+        raise DataError(message)
+    if not any(bool(block.values.any()) for block in dataset.sources[PROTEIN].blocks()):
+        message = f"{where} has no counts: all are zero, and there is nothing to learn of proteins."
+        raise DataError(message)
 
 
 def with_unmeasured_in_new_panels(registry: Registry, known: Registry, data: Container) -> Registry:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -123,6 +123,15 @@ class Column:
         return {category_key(category): code for code, category in enumerate(self.categories)}
 
 
+class Moments(NamedTuple):
+    """What a continuous covariate is standardised by, in the units of its column of ``obs``."""
+
+    mean: float = 0.0
+    """Mean over the cells of the set-up; zero for values that are used as they are."""
+    sd: float = 1.0
+    """Standard deviation over the same cells; one for a constant column, and for values that are used as they are."""
+
+
 @dataclass(frozen=True)
 class Registry:
     """What a model remembers of the data it was set up with.
@@ -141,6 +150,9 @@ class Registry:
         Which columns serve which parts of the model.
     continuous_keys
         Columns of ``obs`` with continuous covariates.
+    continuous_moments
+        What each of them is standardised by; empty in models made before there were any, and in those of scvi-tools,
+        which use the values as they are.
     size_factor_key
         Column of ``obs`` with size factors, or ``None``.
     """
@@ -151,6 +163,7 @@ class Registry:
     columns: tuple[Column, ...]
     covariates: Covariates = field(default_factory=Covariates)
     continuous_keys: tuple[str, ...] = ()
+    continuous_moments: tuple[Moments, ...] = ()
     size_factor_key: str | None = None
 
     def modality(self, name: str) -> CountMatrix:
@@ -186,6 +199,12 @@ class Registry:
     def factors(self, columns: Sequence[int]) -> tuple[Factor, ...]:
         """Several columns as a model names them, in the order given."""
         return tuple(self.factor(column) for column in columns)
+
+    @property
+    def continuous(self) -> dict[str, Moments]:
+        """The continuous covariates by column, with what each is standardised by."""
+        moments = self.continuous_moments or (Moments(),) * len(self.continuous_keys)
+        return dict(zip(self.continuous_keys, moments, strict=True))
 
     def columns_of(self, roles: Collection[Role]) -> list[int]:
         """Return the columns that were given and have one of some roles."""
@@ -224,6 +243,7 @@ class Registry:
             "columns": [{"key": c.key, "categories": list(c.categories)} for c in self.columns],
             "covariates": self.covariates.to_json(),
             "continuous_keys": list(self.continuous_keys),
+            "continuous_moments": [list(moments) for moments in self.continuous_moments],
             "size_factor_key": self.size_factor_key,
         }
 
@@ -248,5 +268,6 @@ class Registry:
             columns=tuple(Column(c["key"], tuple(c["categories"])) for c in values["columns"]),
             covariates=Covariates.from_json(values["covariates"]),
             continuous_keys=tuple(values["continuous_keys"]),
+            continuous_moments=tuple(Moments(*moments) for moments in values.get("continuous_moments", ())),
             size_factor_key=values["size_factor_key"],
         )

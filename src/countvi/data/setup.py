@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from countvi.batch import RNA
-from countvi.data.columns import continuous_of, read_column, size_factor_of
+from countvi.data.columns import moments_of, read_column, size_factor_of
 from countvi.data.container import as_mudata, checked, is_mudata, obs_column, part_text, rows_of
 from countvi.data.covariates import BATCH_COLUMN, LABELS_COLUMN, Covariates, RolesOf
 from countvi.data.features import feature_type_of
-from countvi.data.registry import CountMatrix, Registry
+from countvi.data.registry import CountMatrix, Moments, Registry
 from countvi.data.source import matrix_at
 from countvi.errors import DataError, OptionError, UnknownNameError, did_you_mean, shorten
 
@@ -72,10 +72,11 @@ def read(
     columns = [read_column(data, keys.get(argument), argument) for argument in _FIRST]
     at = {keys.get("labels_key"): LABELS_COLUMN, keys.get("batch_key"): BATCH_COLUMN}
     served: defaultdict[str, list[int]] = defaultdict(list)
+    moments: list[Moments] = []
     for argument, uses in roles.items():
         for key in _listed(keys[argument]):
             if uses == ("continuous",):
-                continuous_of(obs_column(data, key, argument), key)
+                moments.append(moments_of(obs_column(data, key, argument), key))
             elif uses == ("size_factor",):
                 size_factor_of(obs_column(data, key, argument), key)
             elif argument not in _FIRST:
@@ -95,6 +96,7 @@ def read(
         columns=tuple(columns),
         covariates=Covariates.serving(served),
         continuous_keys=tuple(_named(keys, roles, "continuous")),
+        continuous_moments=tuple(moments),
         size_factor_key=size_factors[0] if size_factors else None,
     )
 
@@ -126,7 +128,7 @@ def setup_anndata(
     """
     checked(adata)
     location = location_of(layer)
-    matrix_at(adata, location)
+    matrix_at(adata, location, choosing=True)
     kind = feature_type_of(adata, RNA) if typed else None
     modality = CountMatrix(RNA, location, tuple(map(str, adata.var_names)), None, kind)
     return read(adata, (modality,), given, roles, {"layer": layer})
@@ -202,7 +204,19 @@ remember, recall = _records.remember, _records.recall
 
 
 def location_of(layer: str | None) -> str:
-    """Return where the counts of a layer lie; ``None`` stands for ``X``."""
+    """Return where the counts of a layer lie; ``None`` stands for ``X``.
+
+    Raises
+    ------
+    OptionError
+        If the layer is not named by text.
+    """
+    if layer is not None and not isinstance(layer, str):
+        message = (
+            f"A layer is named by text; got {layer!r}. Give a layer with another key a name, "
+            f"`adata.layers['counts'] = adata.layers.pop({layer!r})`, and pass that."
+        )
+        raise OptionError(message)
     return "X" if layer is None else f"layers/{layer}"
 
 
@@ -247,7 +261,7 @@ def _modality(mdata: MuData, name: str, part: str, layer: str | None) -> CountMa
     owner, location = part_text(part), location_of(layer)
     adata = checked(mdata.mod[part], owner)
     rows_of(mdata, part)
-    matrix_at(adata, location, owner)
+    matrix_at(adata, location, owner, choosing=True)
     return CountMatrix(name, location, tuple(map(str, adata.var_names)), part, feature_type_of(adata, name))
 
 

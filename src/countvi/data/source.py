@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import h5py
@@ -22,6 +22,9 @@ from countvi.batch import CountBlock
 from countvi.data.compressed_rows import (
     ColumnMap,
     CompressedRows,
+    check_compressed,
+    check_indices,
+    check_offsets,
     compress,
     gather,
     has_repeats,
@@ -93,6 +96,8 @@ class InMemorySource(CountSource):
         converted once.
     columns
         Align its columns to a model's; ``None`` where they are the model's.
+    where
+        What messages call it.
 
     Raises
     ------
@@ -100,9 +105,11 @@ class InMemorySource(CountSource):
         If the matrix is not made of real numbers.
     """
 
-    def __init__(self, matrix: Any, columns: ColumnMap | None = None) -> None:
-        _check_dtype(matrix)
+    def __init__(self, matrix: Any, columns: ColumnMap | None = None, where: str = "The count matrix") -> None:
+        _check_dtype(matrix, where)
         self._map = columns
+        if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+            check_compressed(matrix, where)
         if not sp.issparse(matrix):
             matrix = compress(np.asarray(matrix))
         elif matrix.format != "csr":
@@ -164,16 +171,39 @@ class RowReader(Protocol):
 
 
 class SparseReader:
-    """Rows of an on-disk CSR matrix (the group of an ``anndata.abc.CSRDataset``)."""
+    """Rows of an on-disk CSR matrix (the group of an ``anndata.abc.CSRDataset``).
 
-    def __init__(self, dataset: Any) -> None:
-        group = dataset.group
+    Parameters
+    ----------
+    dataset
+        The matrix.
+    where
+        What messages call it.
+    reopen
+        Gives the matrix again after its file was closed.
+
+    Raises
+    ------
+    DataError
+        If the arrays of the matrix do not fit each other.
+    """
+
+    def __init__(self, dataset: Any, where: str = "The count matrix", reopen: Callable[[], Any] | None = None) -> None:
         self.shape = (int(dataset.shape[0]), int(dataset.shape[1]))
+        self._where, self._reopen = where, reopen
+        self._open(dataset)
+
+    def _open(self, dataset: Any) -> None:
+        group = dataset.group
         self._values, self._columns = group["data"], group["indices"]
+        n_entries = min(self._values.shape[0], self._columns.shape[0])
         self._offsets: NDArray[np.int64] = np.asarray(group["indptr"][:]).astype(np.int64)
+        check_offsets(self._offsets, self.shape[0], n_entries, f"{self._where} ({group.file.filename})")
 
     def read(self, rows: NDArray[np.int64]) -> CompressedRows:
         """Read rows given in increasing order without repeats."""
+        if not self._values:
+            self._open(_opened_again(self._reopen, self.shape, CSRDataset, self._where))
         starts, ends = self._offsets[rows], self._offsets[rows + 1]
         values: list[NDArray[Any]] = []
         columns: list[NDArray[Any]] = []
@@ -183,6 +213,7 @@ class SparseReader:
             low, high = starts[first], ends[last - 1]
             values.append(self._values[low:high])
             columns.append(self._columns[low:high])
+            check_indices(columns[-1], self.shape[1], f"{self._where} ({self._values.file.filename})")
             moved[first:last] = starts[first:last] - low + filled
             filled += high - low
         if not values:
@@ -192,15 +223,18 @@ class SparseReader:
 
 
 class DenseReader:
-    """Rows of an on-disk dense matrix (an ``h5py.Dataset``)."""
+    """Rows of an on-disk dense matrix (an ``h5py.Dataset``); parameters as of :class:`SparseReader`."""
 
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        _check_dtype(dataset)
+    def __init__(self, dataset: h5py.Dataset, where: str, reopen: Callable[[], Any] | None = None) -> None:
+        _check_dtype(dataset, where)
         self.shape = (int(dataset.shape[0]), int(dataset.shape[1]))
+        self._where, self._reopen = where, reopen
         self._dataset = dataset
 
     def read(self, rows: NDArray[np.int64]) -> CompressedRows:
         """Read rows given in increasing order without repeats."""
+        if not self._dataset:
+            self._dataset = _opened_again(self._reopen, self.shape, h5py.Dataset, self._where)
         gap = _GAP // max(1, self.shape[1])
         parts = [
             self._dataset[rows[first] : rows[last - 1] + 1][rows[first:last] - rows[first]]
@@ -333,20 +367,50 @@ def open_source(adata: AnnData, location: str, columns: ColumnMap | None = None,
         )
         raise DataError(message)
     if isinstance(matrix, CSRDataset):
-        return BackedSource(SparseReader(matrix), columns)
+        return BackedSource(SparseReader(matrix, where, lambda: matrix_at(adata, location, owner)), columns)
     if isinstance(matrix, h5py.Dataset):
-        return BackedSource(DenseReader(matrix), columns)
+        return BackedSource(DenseReader(matrix, where, lambda: matrix_at(adata, location, owner)), columns)
     if isinstance(matrix, pd.DataFrame):
-        numeric = all(pd.api.types.is_numeric_dtype(dtype) for dtype in matrix.dtypes)
-        # Missing values of pandas' own dtypes become NaN, which every reader knows.
-        matrix = matrix.to_numpy(np.float32, na_value=np.nan) if numeric else matrix.to_numpy()
+        matrix = _of_frame(matrix, where)
     if sp.issparse(matrix) or isinstance(matrix, np.ndarray):
-        return InMemorySource(matrix, columns)
+        return InMemorySource(matrix, columns, where)
+    kind = type(matrix)
     message = (
-        f"{where} is a {type(matrix).__module__}.{type(matrix).__name__}, which countvi cannot read; "
+        f"{where} is a {kind.__module__}.{kind.__name__}, which countvi cannot read; "
         "a numpy array, a scipy sparse matrix or a backed .h5ad was expected."
     )
+    if kind.__module__.partition(".")[0] == "dask":
+        message = (
+            f"{where} is a dask array, which models do not read; `{where} = {where}.compute()` reads it into memory."
+        )
     raise DataError(message)
+
+
+def _opened_again(reopen: Callable[[], Any] | None, shape: tuple[int, int], kind: Any, where: str) -> Any:
+    """The matrix of a file that was closed, as ``adata.write()`` does; AnnData opens its file when asked for ``X``."""
+    try:
+        matrix: Any = None if reopen is None else reopen()
+    except (OSError, KeyError, ValueError, RuntimeError):
+        matrix = None
+    if not isinstance(matrix, kind) or tuple(matrix.shape) != shape:
+        message = (
+            f"The file of {where} was closed or changed after the model read it; open it again, "
+            "`adata = anndata.read_h5ad(..., backed='r')`, and assign it, `model.adata = adata`."
+        )
+        raise DataError(message)
+    return matrix
+
+
+def _of_frame(frame: pd.DataFrame, where: str) -> NDArray[np.float32]:
+    others = [f"{n} ({dtype})" for n, dtype in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
+    if others:
+        message = (
+            f"{where} has columns that do not hold numbers: {shorten(others)}; drop them, "
+            f"`{where} = {where}.drop(columns=[...])`, or make numbers of them, `.astype(float)`."
+        )
+        raise DataError(message)
+    # Missing values of pandas' own dtypes become NaN, which every reader knows.
+    return frame.to_numpy(np.float32, na_value=np.nan)
 
 
 def location_text(location: str, owner: str = "adata") -> str:
@@ -357,11 +421,20 @@ def location_text(location: str, owner: str = "adata") -> str:
     return f"{owner}.{store}[{key!r}]"
 
 
-def matrix_at(adata: AnnData, location: str, owner: str = "adata") -> Any:
-    """Return the matrix at a location as AnnData gives it; errors as in :func:`open_source`."""
+def matrix_at(adata: AnnData, location: str, owner: str = "adata", *, choosing: bool = False) -> Any:
+    """Return the matrix at a location as AnnData gives it; errors as in :func:`open_source`.
+
+    Parameters
+    ----------
+    adata, location, owner
+        See :func:`open_source`.
+    choosing
+        Whether a set-up chooses the location, for the advice in messages: afterwards there is nothing to choose.
+    """
     if location == "X":
         if adata.X is None:
-            message = f"{owner}.X is empty (None); pass `layer=` to say where the counts are."
+            advice = "pass a layer to say where the counts are" if choosing else "the model reads its counts there"
+            message = f"{owner}.X is empty (None); {advice}."
             raise DataError(message)
         return adata.X
     store, _, key = location.partition("/")
@@ -369,7 +442,11 @@ def matrix_at(adata: AnnData, location: str, owner: str = "adata") -> Any:
     if key not in entries:
         known = list(entries)
         has = f"it has {shorten(known)}" if known else f"it has no {'layers' if store == 'layers' else 'entries'}"
-        advice = f" layer=None stands for {owner}.X." if store == "layers" else ""
+        advice = f" Without a layer {owner}.X is read." if store == "layers" else ""
+        if not choosing:
+            where = location_text(location, owner)
+            advice = f" The model reads its counts from {where}: put them there, `{where} = ...`."
+            advice = advice.replace("...", f"{owner}.X") if store == "layers" else advice
         message = f"{owner}.{store} has no {key!r}; {has}.{did_you_mean(key, known)}{advice}"
         raise UnknownNameError(message)
     return entries[key]
@@ -389,9 +466,12 @@ def _open_backed_view(adata: AnnData, columns: ColumnMap | None) -> CountSource:
     return BackedSource(whole._reader, columns, subset)
 
 
-def _check_dtype(matrix: Any) -> None:
+def _check_dtype(matrix: Any, where: str) -> None:
     if np.dtype(matrix.dtype).kind not in "biuf":
-        message = f"The counts have dtype {matrix.dtype}; integers or floating-point numbers were expected."
+        message = (
+            f"{where} has values of dtype {matrix.dtype}; integers or floating-point numbers were expected. If they "
+            f"are numbers, `{where} = {where}.astype(float)`."
+        )
         raise DataError(message)
     if isinstance(matrix, np.ma.MaskedArray):
         message = "The counts are a masked array, and models know no missing counts; fill them, `adata.X.filled(0)`."

@@ -164,7 +164,7 @@ def check_counts(
     Raises
     ------
     DataError
-        If there are NaN, infinite or negative entries.
+        If there are NaN, infinite or negative entries, or no counts at all.
 
     Warns
     -----
@@ -186,6 +186,9 @@ def check_counts(
             f"{_place(summary.first_negative, data, modality)}; counts must not be negative (is it scaled data?). "
             f"{_advice(data, modality)}"
         )
+        raise DataError(message)
+    if summary.n_measured and modality.gaps is None and not summary.maximum and not summary.n_negative:
+        message = f"{where} has no counts: all are zero. {_advice(data, modality)}"
         raise DataError(message)
     if summary.n_fractional and not allow_fractional:
         shape = "and looks log-transformed " if summary.looks_log_transformed else ""
@@ -223,7 +226,10 @@ def _filter(modality: CountMatrix, axis: str) -> str:
     owner, location = part_text(modality.part), modality.location
     where = location_text(location, owner)
     if modality.part is not None and axis == "cells":
-        return f"Leave cells that were not measured in this modality out of {owner}, and the model knows that."
+        return (
+            f"Leave cells that were not measured in this modality out of {owner}, and the model knows that; out of the "
+            "whole MuData if the model needs it in every cell."
+        )
     if modality.part is not None or location.startswith("obsm/"):
         return f"Leave them out of {where}."
     if location == "X":

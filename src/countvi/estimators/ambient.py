@@ -194,7 +194,7 @@ class AmbientRegularizedSCVI(Estimator["Regularized"]):
         nn_conditioning_covariate_keys
             Columns that the decoder sees, for any change of expression.
         nn_continuous_covariate_keys
-            Columns with numbers, which encoders and decoder see.
+            Columns with numbers, in any unit (they are standardised), which encoders and decoder see.
         feature_scaling_covariate_keys
             Columns whose levels have feature factors of their own, multiplied over columns. By default one set of
             factors serves all cells.

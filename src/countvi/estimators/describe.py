@@ -47,8 +47,10 @@ def view_anndata_setup(self: Fitted) -> None:
     console, registry, codes = Console(highlight=False), self.registry, _codes(self)
     for modality in registry.modalities:
         console.print(f"{modality.n_features:,} {modality.noun}s in {_where(modality)}", markup=False)
-    for key in registry.continuous_keys:
-        console.print(f"continuous covariate in obs[{key!r}]", markup=False)
+    for key, moments in registry.continuous.items():
+        how = f"standardised by its mean {moments.mean:.6g} and standard deviation {moments.sd:.6g}"
+        how = how if registry.continuous_moments else "used as it is"
+        console.print(f"continuous covariate in obs[{key!r}], {how}", markup=False)
     if registry.size_factor_key is not None:
         console.print(f"size factors in obs[{registry.size_factor_key!r}]", markup=False)
     for i, column in enumerate(registry.columns):

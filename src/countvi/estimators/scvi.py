@@ -159,7 +159,7 @@ class SCVI(Estimator["SCVIModel"]):
             expected frequencies need not sum to one.
         categorical_covariate_keys, continuous_covariate_keys
             Columns of ``obs`` with further covariates, which the decoder sees (the encoder too with
-            ``encode_covariates``).
+            ``encode_covariates``). Continuous ones are in any unit: they are standardised.
 
         Raises
         ------

@@ -196,7 +196,7 @@ class TOTALVI(Estimator["TOTALVIModel"]):
         size_factor_key
             Column of ``obs`` with size factors, which replace the library size of the RNA.
         categorical_covariate_keys, continuous_covariate_keys
-            Columns of ``obs`` with further covariates.
+            Columns of ``obs`` with further covariates. Continuous ones are in any unit: they are standardised.
         labels_key
             Column of ``obs`` with cell labels; used by ``gene_dispersion="gene-label"`` and ``"protein-label"``.
         protein_mask_obsm_key

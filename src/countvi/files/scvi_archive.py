@@ -91,7 +91,10 @@ def _find(path: Path, prefix: str) -> Path:
         )
         raise FileFormatError(message)
     others = sorted(other.name.removesuffix(MODEL_FILE) for other in path.glob(f"*{MODEL_FILE}"))
-    hint = f" It has models with the prefix {shorten(others)}: pass prefix=." if others else ""
+    hint = ""
+    if others:
+        whole = path / f"{others[0]}{MODEL_FILE}"
+        hint = f" It has models with the prefix {shorten(others)}: give the file itself, {str(whole)!r}."
     message = f"{path} is not a model saved by scvi-tools: it has no {file.name}.{hint}"
     raise FileFormatError(message)
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
+from scipy.sparse import issparse
 
-from countvi.data import read_h5mu
-from countvi.errors import FileFormatError, OptionError
+from countvi.data import check_compressed, check_indices, check_offsets, read_h5mu
+from countvi.errors import CountviError, FileFormatError, OptionError, shorten
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,7 +35,9 @@ def read_counts(path: str | Path, *, backed: bool = False) -> AnnData:
     Raises
     ------
     FileFormatError
-        If the file is missing or of another kind.
+        If the file is missing or of another kind, or that of Cell Ranger has no gene expression.
+    DataError
+        If a sparse matrix in it is broken.
     """
     path = Path(path)
     if not path.exists():
@@ -44,10 +47,12 @@ def read_counts(path: str | Path, *, backed: bool = False) -> AnnData:
         import anndata
 
         try:
-            return anndata.read_h5ad(path, backed="r" if backed else None)
+            adata = anndata.read_h5ad(path, backed="r" if backed else None)
         except Exception as error:  # a foreign file can fail in any way
             message = f"{path} is not a readable .h5ad file: {error}"
             raise FileFormatError(message) from error
+        _check_matrices(adata, str(path))
+        return adata
     if path.suffix == ".h5":
         return _read_10x(path)
     message = f"{path} must end in .h5ad, or in .h5 (Cell Ranger); convert other formats with scanpy first."
@@ -66,6 +71,8 @@ def read_mudata(path: str | Path) -> MuData:
     ------
     FileFormatError
         If the file is missing or of another kind.
+    DataError
+        If a sparse matrix in it is broken.
     OptionError
         If mudata is not installed.
     """
@@ -77,13 +84,24 @@ def read_mudata(path: str | Path) -> MuData:
         message = f"{path} must end in .h5mu, a MuData; one AnnData is read by read_counts."
         raise FileFormatError(message)
     try:
-        return read_h5mu(path)
+        mdata = read_h5mu(path)
     except ImportError as error:
         message = "Reading .h5mu needs mudata, which is not installed; pip install 'countvi[multimodal]'."
         raise OptionError(message) from error
     except Exception as error:  # a foreign file can fail in any way
         message = f"{path} is not a readable .h5mu file: {error}"
         raise FileFormatError(message) from error
+    for part, adata in mdata.mod.items():
+        _check_matrices(adata, f"{path}, modality {part!r},")
+    return mdata
+
+
+def _check_matrices(adata: Any, where: str) -> None:
+    """Refuse sparse matrices that would be read past their ends; those on disk are checked as they are read."""
+    matrices: list[Any] = [None if adata.isbacked else adata.X, *adata.layers.values(), *adata.obsm.values()]
+    for matrix in matrices:
+        if issparse(matrix) and matrix.format in ("csr", "csc"):
+            check_compressed(matrix, where)
 
 
 def _read_10x(path: Path) -> AnnData:
@@ -102,17 +120,24 @@ def _read_10x(path: Path) -> AnnData:
             group: Any = file["matrix"]
             n_features, n_cells = (int(n) for n in group["shape"][:])
             # Cell Ranger stores features x cells by columns, which is cells x features by rows.
-            counts = csr_matrix(
-                (group["data"][:].astype(np.float32), group["indices"][:], group["indptr"][:]), (n_cells, n_features)
-            )
+            data, indices, indptr = (group[name][:] for name in ("data", "indices", "indptr"))
+            check_offsets(indptr, n_cells, min(len(data), len(indices)), str(path))
+            check_indices(indices, n_features, str(path))
+            counts = csr_matrix((data.astype(np.float32), indices, indptr), (n_cells, n_features))
             features = group["features"]
             var = pd.DataFrame({"gene_ids": features["id"].asstr()[:]}, index=features["name"].asstr()[:])
             expressed = features["feature_type"].asstr()[:] == "Gene Expression"
+            if not expressed.any():
+                kinds = sorted(set(features["feature_type"].asstr()[:]))
+                message = (
+                    f"{path} has no features of type 'Gene Expression', which are read here; it has {shorten(kinds)}."
+                )
+                raise FileFormatError(message)
             obs = pd.DataFrame(index=group["barcodes"].asstr()[:])
         var = var.loc[expressed]
         var.index = make_index_unique(var.index)  # symbols recur in the references of Cell Ranger
         return anndata.AnnData(counts[:, expressed], obs=obs, var=var)
-    except FileFormatError:
+    except CountviError:
         raise
     except OSError as error:
         message = f"{path} is not a readable HDF5 file: {error}"
