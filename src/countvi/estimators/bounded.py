@@ -101,6 +101,12 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:_SHOWN]}" if lines and lines[0] else type(error).__name__
 
 
+def shortly(value: object) -> str:
+    """Return a value of a file for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
 def _damaged(where: str | Path, error: BaseException) -> FileFormatError:
     message = f"{where} is damaged, or was edited by hand: no model can be made of it ({first_line(error)})."
     return FileFormatError(message)

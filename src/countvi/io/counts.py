@@ -105,6 +105,7 @@ def _read_10x(path: Path) -> AnnData:
             counts = csr_matrix(
                 (group["data"][:].astype(np.float32), group["indices"][:], group["indptr"][:]), (n_cells, n_features)
             )
+            counts.check_format(full_check=True)  # an index out of range would be read from anywhere in memory
             features = group["features"]
             var = pd.DataFrame({"gene_ids": features["id"].asstr()[:]}, index=features["name"].asstr()[:])
             expressed = features["feature_type"].asstr()[:] == "Gene Expression"
