@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from countvi.batch import CountBlock
+from countvi.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,6 +115,32 @@ def sum_repeats(rows: CompressedRows, n_columns: int) -> CompressedRows:
         return rows
     matrix.sum_duplicates()
     return CompressedRows(matrix.data, matrix.indices, matrix.indptr)
+
+
+def check_offsets(offsets: NDArray[Any], n_entries: int) -> None:
+    """Refuse offsets that point outside of the entries, where anything might be read.
+
+    Raises
+    ------
+    DataError
+        If they do, or go back.
+    """
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] > n_entries or (np.diff(offsets) < 0).any():
+        message = f"The counts are damaged: 'indptr' does not cut the {n_entries:,} stored entries into rows."
+        raise DataError(message)
+
+
+def check_columns(columns: NDArray[Any], n_columns: int) -> None:
+    """Refuse columns that a matrix does not have.
+
+    Raises
+    ------
+    DataError
+        If there are any.
+    """
+    if len(columns) and (columns.min() < 0 or columns.max() >= n_columns):
+        message = f"The counts are damaged: 'indices' names columns outside of the {n_columns:,} that there are."
+        raise DataError(message)
 
 
 def has_repeats(matrix: Any) -> bool:

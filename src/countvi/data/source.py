@@ -22,6 +22,8 @@ from countvi.batch import CountBlock
 from countvi.data.compressed_rows import (
     ColumnMap,
     CompressedRows,
+    check_columns,
+    check_offsets,
     compress,
     gather,
     has_repeats,
@@ -106,6 +108,8 @@ class InMemorySource(CountSource):
         if not sp.issparse(matrix):
             matrix = compress(np.asarray(matrix))
         elif matrix.format != "csr":
+            if matrix.format == "csc":
+                _check_compressed(matrix, matrix.shape[0])
             message = (
                 f"The counts are stored as {matrix.format.upper()}, which is slow to read by cell; a CSR copy is "
                 "made. Convert them once with `.tocsr()` to avoid this."
@@ -116,6 +120,7 @@ class InMemorySource(CountSource):
             matrix = matrix.astype(np.float32)
         # The plain class, whatever the user's: a view's own class would index the AnnData behind it.
         self._matrix: Any = sp.csr_matrix(matrix)
+        _check_compressed(self._matrix, self._matrix.shape[1])
         self._repeats = has_repeats(self._matrix)
 
     @classmethod
@@ -153,6 +158,12 @@ class InMemorySource(CountSource):
         return self._matrix.data[:: max(1, len(self._matrix.data) // n)].copy()
 
 
+def _check_compressed(matrix: Any, n_minor: int) -> None:
+    """Refuse a sparse matrix of a damaged file, which scipy would read outside of its memory."""
+    check_offsets(matrix.indptr, min(len(matrix.indices), len(matrix.data)))
+    check_columns(matrix.indices[: matrix.indptr[-1]], n_minor)
+
+
 class RowReader(Protocol):
     """How rows are read from one kind of file."""
 
@@ -171,6 +182,7 @@ class SparseReader:
         self.shape = (int(dataset.shape[0]), int(dataset.shape[1]))
         self._values, self._columns = group["data"], group["indices"]
         self._offsets: NDArray[np.int64] = np.asarray(group["indptr"][:]).astype(np.int64)
+        check_offsets(self._offsets, min(len(self._values), len(self._columns)))
 
     def read(self, rows: NDArray[np.int64]) -> CompressedRows:
         """Read rows given in increasing order without repeats."""
@@ -187,7 +199,9 @@ class SparseReader:
             filled += high - low
         if not values:
             return CompressedRows(np.empty(0, np.float32), np.empty(0, np.int64), np.zeros(1, np.int64))
-        taken = gather(np.concatenate(values), np.concatenate(columns), moved, ends - starts)
+        read = np.concatenate(columns)
+        check_columns(read, self.shape[1])
+        taken = gather(np.concatenate(values), read, moved, ends - starts)
         return sum_repeats(taken, self.shape[1])
 
 
