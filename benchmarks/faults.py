@@ -60,7 +60,7 @@ def isolated(attempt: Callable[[], str]) -> tuple[str, str]:
     if child == 0:
         os.close(reading)
         _limit()
-        os.write(writing, json.dumps(_outcome(attempt)).encode()[:4000])
+        os.write(writing, json.dumps(outcome_of(attempt)).encode()[:4000])
         os._exit(0)
     os.close(writing)
     deadline, ended = time.monotonic() + 10 * SECONDS, 0
@@ -86,7 +86,8 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _outcome(attempt: Callable[[], str]) -> tuple[str, str]:
+def outcome_of(attempt: Callable[[], str]) -> tuple[str, str]:
+    """Run here; return the outcome and what is to be said of it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -286,9 +287,7 @@ def _programs() -> Iterator[tuple[str, bytes]]:
             f"a call of {module}.{name}",
             b"\x80\x02c" + f"{module}\n{name}\n".encode() + b"(" + _text("true") + b"tR.",
         )
-    big = b"".join(
-        b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N" for i in range(1 << 62, (1 << 62) + 50_000)
-    )
+    big = b"".join(b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N" for i in range(1, 50_000))
     yield "colliding keys", _program(attributes=b"}(" + big + b"u")
 
 
