@@ -5,6 +5,7 @@ STAMP := .venv/.installed$(subst /,-,$(subst $() ,_,$(CURDIR)))
 BENCH_STAMP := .venv-bench/.installed$(subst /,-,$(subst $() ,_,$(CURDIR)))
 SCVI_TOOLS := 1.4.2
 BENCH_ARGS ?=
+FAULTS_ARGS ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
@@ -16,7 +17,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 # Each test worker computes on one thread: more would only wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help setup demo test check format bench docs clean
+.PHONY: help setup demo test faults check format bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,6 +41,9 @@ demo: setup  ## train scVI on a small real data set and write model, latent spac
 
 test: setup  ## run the tests (PYTEST_ARGS='-k name' for some of them)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+faults: setup  ## try damaged and hostile files and killed runs (some minutes; Linux)
+	$(ONE_THREAD) $(BIN)/python benchmarks/faults.py $(FAULTS_ARGS)
 
 check: setup  ## format, lint, types, layers
 	$(BIN)/python -m ruff format --check .

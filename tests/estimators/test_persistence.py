@@ -11,6 +11,7 @@ import pytest
 
 import countvi
 from countvi.errors import DataWarning, FileFormatError, MismatchError, NotTrainedError, OptionError
+from countvi.files import DIGEST
 
 ALL_KEYS = {
     "batch_key": "batch",
@@ -143,6 +144,7 @@ def edit(folder, tmp_path, **values):
     copy.mkdir(parents=True)
     (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[DIGEST]  # as in folders that were written without
     (copy / "manifest.json").write_text(json.dumps({**manifest, **values}))
     return copy
 
@@ -229,3 +231,99 @@ def test_the_same_seed_gives_the_same_bytes(simulate, fit, tmp_path):
     for name in ("a", "b"):
         fit(simulate(), {"batch_key": "batch"}, 2).save(tmp_path / name)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def damaged(folder, tmp_path, change):
+    """Copy a model with changed bytes of its manifest, its digest as it was."""
+    copy = edit(folder, tmp_path)
+    (copy / "manifest.json").write_bytes(change(bytearray((folder / "manifest.json").read_bytes())))
+    return copy
+
+
+def test_one_flipped_bit_of_the_manifest_is_refused(saved, tmp_path):
+    def another_gene(text):
+        return bytes(text).replace(b'"gene11"', b'"gene91"')
+
+    def another_latent_distribution(text):
+        return bytes(text).replace(b'"latent_distribution": "normal"', b'"latent_distribution": "ln"')
+
+    for i, change in enumerate((another_gene, another_latent_distribution)):
+        with pytest.raises(FileFormatError, match=r"not what was saved.*checksum"):
+            countvi.SCVI.load(damaged(saved[2], tmp_path / str(i), change))
+
+
+def test_random_flips_of_the_manifest_are_refused(saved, tmp_path):
+    whole = (saved[2] / "manifest.json").read_bytes()
+    values, rng = json.loads(whole), np.random.default_rng(5)
+    copy = damaged(saved[2], tmp_path, bytes)
+    for at, bit in zip(rng.integers(len(whole), size=60), rng.integers(8, size=60), strict=True):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << bit
+        (copy / "manifest.json").write_bytes(flipped)
+        try:
+            countvi.SCVI.load(copy)
+        except FileFormatError:
+            continue
+        assert json.loads(flipped) == values  # white space
+
+
+def test_a_gene_named_twice_is_refused(saved, tmp_path):
+    registry = json.loads((saved[2] / "manifest.json").read_text())["registry"]
+    names = registry["modalities"][0]["feature_names"]
+    names[3] = names[4]
+    with pytest.raises(FileFormatError, match=rf"the gene '{names[4]}' more than once"):
+        countvi.SCVI.load(edit(saved[2], tmp_path, registry=registry))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_refused_by_name(saved, simulate, fit, tmp_path, value):
+    import torch
+
+    model = fit(simulate())
+    with torch.no_grad():
+        model.module.get_parameter("rho.weight")[2, 1] = value
+    model.save(tmp_path / "model")
+    with pytest.raises(FileFormatError, match=r"rho\.weight holds values that are not finite"):
+        countvi.SCVI.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"n_layers": 10**8}, {"n_layers": 1e308}, {"n_hidden": 10**9}, {"n_latent": 10**7}, {"n_latent": 10**300}],
+    ids=str,
+)
+def test_a_model_larger_than_its_weights_is_not_built(saved, tmp_path, arguments):
+    options = json.loads((saved[2] / "manifest.json").read_text())["init_args"] | arguments
+    with pytest.raises((FileFormatError, OptionError)):
+        countvi.SCVI.load(edit(saved[2], tmp_path, init_args=options))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "adata.h5ad"])
+def test_pipes_and_devices_are_not_opened(saved, tmp_path, name):
+    import os
+
+    for i, make in enumerate((os.mkfifo, lambda path: os.symlink("/dev/zero", path))):
+        copy = edit(saved[2], tmp_path / str(i))
+        (copy / name).unlink(missing_ok=True)
+        make(copy / name)
+        with pytest.raises(FileFormatError, match=name.replace(".", r"\.")):
+            countvi.SCVI.load(copy)
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [{}, {"columns": []}, {"modalities": 3}, {"covariates": {"batch": 9}}, {"continuous_keys": [1]}, {"columns": [[]]}],
+    ids=str,
+)
+def test_a_damaged_registry(saved, tmp_path, registry):
+    whole = json.loads((saved[2] / "manifest.json").read_text())["registry"]
+    with pytest.raises(FileFormatError, match="registry of the model"):
+        countvi.SCVI.load(edit(saved[2], tmp_path, registry={**whole, **registry} if registry else {}))
+
+
+def test_damaged_data_beside_a_model(saved, tmp_path):
+    copy = edit(saved[2], tmp_path)
+    (copy / "adata.h5ad").write_bytes(b"not HDF5")
+    with pytest.raises(FileFormatError, match=r"adata\.h5ad cannot be read.*adata=False"):
+        countvi.SCVI.load(copy)
+    assert countvi.SCVI.load(copy, False).adata is None

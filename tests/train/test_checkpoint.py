@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import countvi
-from countvi.errors import FileFormatError, OptionError
+from countvi.errors import FileFormatError, OptionError, TrainingWarning
 
 FILE = "checkpoint.safetensors"
 OVERFIT = {"schedule": "constant", "lr": 0.2, "kl_warmup_fraction": 0.1}
@@ -223,3 +223,82 @@ def test_a_rollback_beside_a_resumed_run(tiny, saved, tmp_path, step):
     assert whole.history["n_rollbacks"].tolist() == [int(step <= 3 * (epoch + 1)) for epoch in range(6)]
     assert history(resumed).equals(history(whole))
     assert saved(resumed) == saved(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"dropout_rate": 0.5}, r"the option dropout_rate \(0\.1 then, 0\.5 now\)"),
+        ({"latent_distribution": "ln"}, r"the option latent_distribution \('normal' then, 'ln' now\)"),
+        ({"log_variational": False}, r"the option log_variational \(True then, False now\)"),
+    ],
+    ids=str,
+)
+def test_other_options_of_the_same_shapes_are_refused(tiny, tmp_path, options, named):
+    tiny.train(tiny.make(), 2, checkpoint_dir=tmp_path)
+    with pytest.raises(OptionError, match=named):
+        tiny.train(tiny.make(**options), 2, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_other_covariates_are_refused(tiny, tmp_path):
+    tiny.train(tiny.make(), 2, checkpoint_dir=tmp_path)
+    adata = tiny.simulate()
+    adata.obs["batch"] = adata.obs["batch"].to_numpy()[::-1]
+    countvi.SCVI.setup_anndata(adata, batch_key="batch")
+    with pytest.raises(OptionError, match=r"other settings: the covariates\. Call"):
+        tiny.train(countvi.SCVI(adata, n_hidden=8, n_latent=3), 2, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_flipped_bits_are_refused(tiny, tmp_path):
+    tiny.train(tiny.make(), 2, checkpoint_dir=tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    for at in (*range(9, len(whole), len(whole) // 12), len(whole) - 1):
+        (tmp_path / FILE).write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        with pytest.raises(FileFormatError, match="checkpoint"):
+            tiny.train(tiny.make(), 2, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_says_so(tiny, tmp_path):
+    tiny.train(tiny.make(), 2, checkpoint_dir=tmp_path)
+    _rewrite(tmp_path / FILE, lambda metadata, tensors: metadata.pop("sha256"))
+    with pytest.raises(FileFormatError, match="did not record the options"):
+        tiny.train(tiny.make(), 2, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_a_full_disk_does_not_end_the_run(tiny, saved, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from countvi.train import checkpoint
+
+    for number, error in enumerate((SafetensorError("No space left on device"), OSError(30, "Read-only file system"))):
+
+        def refuse(tensors, path, metadata, error=error):
+            path.write_bytes(b"half")
+            raise error
+
+        monkeypatch.setattr(checkpoint, "save_file", refuse)
+        folder = tmp_path / str(number)
+        with pytest.warns(TrainingWarning, match="No checkpoint could be written.*Training goes on") as said:
+            model = tiny.train(tiny.make(), 4, checkpoint_dir=folder)
+        assert len([w for w in said if "No checkpoint" in str(w.message)]) == 1
+        assert list(folder.iterdir()) == []
+        assert saved(model) == saved(tiny.train(tiny.make(), 4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs_done": -5}, {"epochs_done": "x"}, {"epochs_done": 10**9}, {"lr_scale": float("nan")}, {"rows": [5, 5]}],
+    ids=str,
+)
+def test_a_position_that_no_run_has(tiny, tmp_path, change, monkeypatch):
+    from countvi.train import checkpoint
+
+    tiny.train(tiny.make(), 2, checkpoint_dir=tmp_path)
+
+    def edit(metadata, tensors) -> None:
+        metadata["state"] = json.dumps(json.loads(metadata["state"]) | change)
+
+    _rewrite(tmp_path / FILE, edit)
+    monkeypatch.setattr(checkpoint, "_digest", lambda metadata, tensors: metadata["sha256"])
+    with pytest.raises(FileFormatError, match="none that a run can have"):
+        tiny.train(tiny.make(), 2, checkpoint_dir=tmp_path, resume=True)

@@ -79,7 +79,7 @@ def check_compressed(matrix: Any, where: str) -> None:
     """
     across, along = matrix.shape if getattr(matrix, "format", "csr") == "csr" else matrix.shape[::-1]
     check_offsets(matrix.indptr, across, min(len(matrix.data), len(matrix.indices)), where)
-    check_indices(matrix.indices, along, where)
+    check_indices(matrix.indices[: matrix.indptr[-1]], along, where)
 
 
 def check_offsets(offsets: NDArray[Any], n_rows: int, n_entries: int, where: str) -> None:

@@ -76,6 +76,10 @@ class Covariates:
         """Name the roles of a column."""
         return tuple(role for role in get_args(Role) if column in _as_tuple(getattr(self, role)))
 
+    def columns(self, role: Role) -> tuple[int, ...]:
+        """Return the columns that have a role."""
+        return _as_tuple(getattr(self, role))
+
     def name(self, column: int) -> str:
         """Return what messages call a column."""
         roles = self.of(column)

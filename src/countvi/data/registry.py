@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from countvi.batch import Factor
-from countvi.data.covariates import Covariates, Role
+from countvi.data.covariates import LABELS_COLUMN, ROLES, Covariates, Role
 from countvi.data.features import GENES, PEAKS, PROTEINS
-from countvi.errors import UnknownNameError, did_you_mean, shorten
+from countvi.errors import FileFormatError, UnknownNameError, did_you_mean, shorten
 
 _NOUNS = {None: "gene", GENES: "gene", PEAKS: "peak", PROTEINS: "protein"}
 
@@ -249,25 +249,94 @@ class Registry:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Registry:
-        """Build from what :meth:`to_json` returned."""
-        return cls(
-            method=values["method"],
-            setup_args=dict(values["setup_args"]),
-            modalities=tuple(
-                CountMatrix(
-                    m["name"],
-                    m["location"],
-                    tuple(m["feature_names"]),
-                    part=m["part"],
-                    feature_type=m["feature_type"],
-                    names_key=m["names_key"],
-                    gaps=None if m["gaps"] is None else Gaps.from_json(m["gaps"]),
-                )
-                for m in values["modalities"]
-            ),
-            columns=tuple(Column(c["key"], tuple(c["categories"])) for c in values["columns"]),
-            covariates=Covariates.from_json(values["covariates"]),
-            continuous_keys=tuple(values["continuous_keys"]),
-            continuous_moments=tuple(Moments(*moments) for moments in values.get("continuous_moments", ())),
-            size_factor_key=values["size_factor_key"],
-        )
+        """Build from what :meth:`to_json` returned.
+
+        Raises
+        ------
+        FileFormatError
+            If it is not whole: an entry is missing or of another type, a role has no column, or a name is there twice.
+        """
+        try:
+            registry = cls(
+                method=values["method"],
+                setup_args=dict(values["setup_args"]),
+                modalities=tuple(
+                    CountMatrix(
+                        m["name"],
+                        m["location"],
+                        tuple(m["feature_names"]),
+                        part=m["part"],
+                        feature_type=m["feature_type"],
+                        names_key=m["names_key"],
+                        gaps=None if m["gaps"] is None else Gaps.from_json(m["gaps"]),
+                    )
+                    for m in values["modalities"]
+                ),
+                columns=tuple(Column(c["key"], tuple(c["categories"])) for c in values["columns"]),
+                covariates=Covariates.from_json(values["covariates"]),
+                continuous_keys=tuple(values["continuous_keys"]),
+                continuous_moments=tuple(Moments(*moments) for moments in values.get("continuous_moments", ())),
+                size_factor_key=values["size_factor_key"],
+            )
+            registry.check()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if isinstance(error, FileFormatError):
+                raise
+            message = f"The registry of the model is not whole ({type(error).__name__}: {str(error)[:_SHOWN]})."
+            raise FileFormatError(message) from error
+        return registry
+
+    def check(self) -> None:
+        """Check what was read from a file.
+
+        Raises
+        ------
+        FileFormatError
+            If it cannot be that of a model.
+        """
+        texts = [self.method, *self.continuous_keys, *(m.location for m in self.modalities)]
+        texts += [name for m in self.modalities for name in (m.name, *m.feature_names)]
+        keys = [self.size_factor_key, *(c.key for c in self.columns)]
+        keys += [key for m in self.modalities for key in (m.part, m.feature_type, m.names_key)]
+        wrong = [text for text in texts if not isinstance(text, str)]
+        wrong += [key for key in keys if not isinstance(key, str | None)]
+        wrong += [value for c in self.columns for value in c.categories if not isinstance(value, Category)]
+        _require(not wrong, f"{str(wrong[:1])[:_SHOWN]} stands where a name should be")
+        _require(len(self.columns) > LABELS_COLUMN and len(self.modalities) > 0, "it has no batch, or no counts")
+        names = [m.name for m in self.modalities]
+        _require(len(set(names)) == len(names), f"it has several modalities of one name, {shorten(names)}")
+        for modality in self.modalities:
+            seen: set[str] = set()
+            again = [name for name in modality.feature_names if name in seen or seen.add(name)]
+            _require(not again, f"{modality.name} names the {modality.noun} {shorten(again)} more than once")
+            _require(modality.n_features > 0, f"{modality.name} has no {modality.noun}")
+        for column in self.columns:
+            _require(0 < len(column.codes()) == len(column.categories), f"{column.key!r} has a category twice, or none")
+        used = [self.covariates.batch, self.covariates.labels]
+        used += [column for role in ROLES for column in self.covariates.columns(role)]
+        used += [m.gaps.column for m in self.modalities if m.gaps is not None]
+        levels = range(len(self.columns))
+        _require(all(type(i) is int and i in levels for i in used), "a covariate has a column that is not there")
+        for modality in self.modalities:
+            _check_gaps(modality, self.columns)
+
+
+_SHOWN = 100  # characters of a value in a message
+
+
+def _require(fine: bool, otherwise: str) -> None:
+    if not fine:
+        message = f"The registry of the model is damaged: {otherwise}."
+        raise FileFormatError(message)
+
+
+def _check_gaps(modality: CountMatrix, columns: Sequence[Column]) -> None:
+    gaps = modality.gaps
+    if gaps is None:
+        return
+    _require(isinstance(gaps.mask, str | None), "a mask has no name")
+    n_levels = len(columns[gaps.column].categories)
+    _require(len(gaps.unmeasured) in (0, n_levels), "the features that were not measured are of other batches")
+    positions = [i for level in gaps.unmeasured for i in level]
+    inside = all(type(i) is int and 0 <= i < modality.n_features for i in positions)
+    _require(inside, "a feature that was not measured is not there")

@@ -98,17 +98,26 @@ class InMemorySource(CountSource):
         Align its columns to a model's; ``None`` where they are the model's.
     where
         What messages call it.
+    trusted
+        Whether its arrays are known to fit each other.
 
     Raises
     ------
     DataError
-        If the matrix is not made of real numbers.
+        If the matrix is not made of real numbers, or its arrays do not fit each other.
     """
 
-    def __init__(self, matrix: Any, columns: ColumnMap | None = None, where: str = "The count matrix") -> None:
+    def __init__(
+        self,
+        matrix: Any,
+        columns: ColumnMap | None = None,
+        where: str = "The count matrix",
+        *,
+        trusted: bool = False,
+    ) -> None:
         _check_dtype(matrix, where)
         self._map = columns
-        if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+        if not trusted and sp.issparse(matrix) and matrix.format in ("csr", "csc"):
             check_compressed(matrix, where)
         if not sp.issparse(matrix):
             matrix = compress(np.asarray(matrix))
@@ -129,7 +138,7 @@ class InMemorySource(CountSource):
     def from_block(cls, block: CountBlock) -> InMemorySource:
         """Keep the rows of a block."""
         arrays = (block.values.numpy(), block.columns.numpy().astype(np.int32), block.offsets.numpy())
-        return cls(sp.csr_matrix(arrays, shape=(block.n_cells, block.n_features)))
+        return cls(sp.csr_matrix(arrays, shape=(block.n_cells, block.n_features)), trusted=True)
 
     @property
     def n_cells(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from countvi import data as data_layer
 from countvi import files
 from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
+from countvi.estimators.bounded import check_depth, first_line, whole
 from countvi.estimators.state import Mapped
 from countvi.train import Row
 
@@ -92,12 +93,31 @@ def _write_data(data: Container, folder: Path) -> None:
 
 def _read_data(folder: Path) -> Container | None:
     """The data saved with a model, if any."""
-    if (folder / files.DATA_FILE).exists():
-        import anndata
+    for name in (files.DATA_FILE, files.MUDATA_FILE):
+        file = folder / name
+        if not file.exists():
+            continue
+        if not file.is_file():
+            message = f"{file} is not a file: the model in {folder} was changed; load it with adata=False."
+            raise FileFormatError(message)
+        try:
+            return _open_data(file)
+        except ImportError:
+            raise
+        except Exception as error:  # a damaged file can fail in any way
+            message = (
+                f"{file} cannot be read ({first_line(error)}): load the model with adata=False, or with your data."
+            )
+            raise FileFormatError(message) from error
+    return None
 
-        return anndata.read_h5ad(folder / files.DATA_FILE)
-    saved = folder / files.MUDATA_FILE
-    return data_layer.read_h5mu(saved) if saved.exists() else None
+
+def _open_data(file: Path) -> Container:
+    if file.name == files.MUDATA_FILE:
+        return data_layer.read_h5mu(file)
+    import anndata
+
+    return anndata.read_h5ad(file)
 
 
 def load(
@@ -135,9 +155,19 @@ def load(
         raise FileFormatError(message)
     if adata is None:
         adata = _read_data(Path(dir_path))
+    with whole(dir_path, tensors):
+        model = _assemble(cls, manifest, tensors, dir_path, None if adata is False else adata)
+    model.to_device(device)
+    return model
+
+
+def _assemble(
+    cls: type[E], manifest: files.Manifest, tensors: dict[str, Tensor], path: str | Path, adata: Container | None
+) -> E:
     registry = data_layer.Registry.from_json(manifest.registry)
-    model = cls.restore(None if adata is False else adata, registry, manifest.init_args, manifest.seed or 0)
-    load_weights(model.module, {name: t for name, t in tensors.items() if not name.startswith(_SPLIT)}, dir_path)
+    check_depth(path, manifest.init_args, tensors)
+    model = cls.restore(adata, registry, manifest.init_args, manifest.seed or 0)
+    load_weights(model.module, {name: t for name, t in tensors.items() if not name.startswith(_SPLIT)}, path)
     if _MAPPED in manifest.extra:
         model.mapped = Mapped.from_json(manifest.extra[_MAPPED])
         model.mapped.hold(model.module)
@@ -147,7 +177,6 @@ def load(
     split = {name.removeprefix(_SPLIT): rows.numpy() for name, rows in tensors.items() if name.startswith(_SPLIT)}
     if split:
         model.split = _known_split(model, data_layer.Split(**split))
-    model.to_device(device)
     return model
 
 
@@ -157,7 +186,8 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], path: str | Path
     Raises
     ------
     FileFormatError
-        If names or shapes differ from what the model has.
+        If names or shapes differ from what the model has, or a weight is NaN or infinite: training keeps weights
+        finite, so such a file is damaged.
     """
     expected = module.state_dict()
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
@@ -172,6 +202,11 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], path: str | Path
             message = (
                 f"{path}: {name} has shape {tuple(weights[name].shape)}; the model it describes needs "
                 f"{tuple(tensor.shape)}."
+            )
+            raise FileFormatError(message)
+        if not weights[name].isfinite().all():
+            message = (
+                f"{path}: {name} holds values that are not finite, so the model computes nothing; use another copy."
             )
             raise FileFormatError(message)
     module.load_state_dict(weights)
@@ -190,5 +225,5 @@ def _known_split(model: Fitted, split: data_layer.Split) -> data_layer.Split | N
         "These are not the data this model was trained on, so its split into training and held-out cells does "
         "not apply; the next train() draws a new one."
     )
-    warnings.warn(message, DataWarning, stacklevel=4)
+    warnings.warn(message, DataWarning, stacklevel=5)
     return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import inspect
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -40,6 +40,7 @@ from countvi.train import (
     fit,
     progress_callback,
 )
+from countvi.train.checkpoint import hashed
 from countvi.train.config import plan_entries, with_peak
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 _WORSE = 0.1
 """Share of the bound by which it is worse after a run that diverged; one of few steps may lose a little."""
+_LONG = 200
+"""Characters of an option's value beyond which a checkpoint keeps a digest of it."""
 _PROBED = 256
 """Training cells that are looked at before and after a run, to see whether it made the model better."""
 
@@ -125,10 +128,11 @@ def train(
     logger
         A Lightning Fabric logger, or several.
     checkpoint_dir
-        Folder for a checkpoint after every epoch.
+        Folder for a checkpoint after every epoch. If one cannot be written (a full disk), a warning says so, and
+        training goes on.
     resume
         Continue from the checkpoint in ``checkpoint_dir`` if there is one; the result is what an uninterrupted run
-        gives.
+        gives. The run must have the same data, covariates, options and arguments; a checkpoint of another is refused.
     enable_progress_bar
         Show progress: a bar in a terminal or notebook, else about ten lines.
 
@@ -259,7 +263,7 @@ def run(model: Fitted, request: TrainRequest) -> None:
         check_val_every_n_epoch=request.check_val_every_n_epoch,
         checkpoint_dir=request.checkpoint_dir,
         resume=request.resume,
-        data=_cut(dataset, split, request.batch_size) if request.checkpoint_dir else "",
+        origin=_origin(model, dataset, split, request.batch_size) if request.checkpoint_dir else {},
         adversary=request.adversary,
         moving_rows={} if model.mapped is None else model.mapped.hold(module),
     )
@@ -342,12 +346,32 @@ def fill_levels_without_data(model: CountModel, dataset: Dataset, rows: np.ndarr
                 levels.fill_levels_without_data(table, factor, lacking.to(next(table.part.parameters()).device))
 
 
-def _cut(dataset: Dataset, split: Split, batch_size: int) -> str:
-    """What identifies the data of a run, which of them it trains on, and how they are cut into minibatches."""
-    rows = hashlib.sha256()
-    for part in (split.train, split.validation):
-        rows.update(np.ascontiguousarray(part, dtype="<i8").tobytes() + b";")
-    return f"{dataset.fingerprint()}, batches of {batch_size}, split {rows.hexdigest()[:8]}"
+def _origin(model: Fitted, dataset: Dataset, split: Split, batch_size: int) -> dict[str, Any]:
+    """What identifies a model and the data of a run, and how these are cut into minibatches, in words of messages."""
+    parts = [np.ascontiguousarray(part, dtype="<i8").tobytes() for part in (split.train, split.validation)]
+    size_factor = b"" if dataset.size_factor is None else _bytes(dataset.size_factor, "<f8")
+    roles = json.dumps(dataset.registry.covariates.to_json(), sort_keys=True).encode()
+    covariates = (_bytes(dataset.codes, "<i8"), _bytes(dataset.continuous, "<f8"), size_factor, roles)
+    mapped = {} if model.mapped is None else {"what is held of the reference": model.mapped.to_json()}
+    return {
+        "the counts": hashed(dataset.fingerprint().encode()),
+        "the covariates": hashed(*covariates),
+        "the split into training and held-out cells": hashed(*parts),
+        "batches of": batch_size,
+        "the seed of the model": model.seed,
+        **mapped,
+        **{f"the option {name}": _comparable(value) for name, value in model.arguments.items()},
+    }
+
+
+def _bytes(values: torch.Tensor, dtype: str) -> bytes:
+    return np.ascontiguousarray(values.numpy(), dtype=dtype).tobytes()
+
+
+def _comparable(value: Any) -> Any:
+    """The value of an option as JSON, or what stands for it if it is long."""
+    text = json.dumps(value, sort_keys=True, default=lambda array: np.asarray(array).tolist())
+    return json.loads(text) if len(text) <= _LONG else hashed(text.encode())
 
 
 def make_fabric(accelerator: str, devices: Any, strategy: str, precision: str, logger: Any) -> Fabric:

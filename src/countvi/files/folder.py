@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import shutil
 import uuid
@@ -28,6 +29,8 @@ TENSORS_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.json"
 DATA_FILE = "adata.h5ad"
 MUDATA_FILE = "mdata.h5mu"
+_LARGEST_MANIFEST = 2**28  # bytes; that of 30,000 genes has about 2**19
+_LARGEST_HEADER = 10**8  # of safetensors, which reads no larger one
 _OURS = {TENSORS_FILE, MANIFEST_FILE, DATA_FILE, MUDATA_FILE}
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers leave these wherever a user looks
 
@@ -116,11 +119,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, Tensor
     folder = _find(Path(os.path.realpath(path)))
     manifest = Manifest.from_json(_read_text(folder / MANIFEST_FILE), where=str(folder / MANIFEST_FILE))
     file = folder / TENSORS_FILE
-    try:
-        payload = file.read_bytes()
-    except OSError as error:
-        message = f"{file} cannot be read ({error.strerror}): the model in {folder} is not complete."
-        raise FileFormatError(message) from error
+    payload = _read_bytes(file, _size_of(manifest) + _LARGEST_HEADER)
     try:
         tensors = safetensors.torch.load(payload)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -159,12 +158,31 @@ def _find(target: Path) -> Path:
     raise FileFormatError(message)
 
 
+def _size_of(manifest: Manifest) -> int:
+    """Bytes of the tensors that a manifest describes."""
+    return sum(8 * math.prod(entry["shape"]) for entry in manifest.tensors.values())
+
+
+def _read_bytes(file: Path, largest: int) -> bytes:
+    """Read a file that is one: opening a pipe would wait for ever, and a device may have no end."""
+    try:
+        if not file.is_file():
+            missing = "is a pipe, a device or a folder" if file.exists() else "No such file or directory"
+            message = f"{file} cannot be read ({missing}): the model in {file.parent} is not complete."
+            raise FileFormatError(message)
+        size = file.stat().st_size
+        if size > largest:
+            message = f"{file} has {size:,} bytes, more than the {largest:,} that such a file can have: it is damaged."
+            raise FileFormatError(message)
+        return file.read_bytes()
+    except OSError as error:
+        message = f"{file} cannot be read ({error.strerror}): the model in {file.parent} is not complete."
+        raise FileFormatError(message) from error
+
+
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        message = f"{file} cannot be read ({error.strerror})."
-        raise FileFormatError(message) from error
+        return _read_bytes(file, _LARGEST_MANIFEST).decode("utf-8")
     except UnicodeDecodeError as error:
         message = f"{file} is not text ({error.reason}): it is damaged; copy the model again from where it was saved."
         raise FileFormatError(message) from error

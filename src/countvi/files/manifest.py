@@ -2,16 +2,21 @@
 
 The text is plain ASCII (other characters are escaped), so a gene name survives every editor and code page.
 JSON has no NaN: in ``history`` a number that is not finite is written as null; anywhere else it is an error.
+
+The entry ``manifest_sha256`` is a digest of all other entries, so that a damaged manifest is noticed whatever was
+damaged. It is no signature: who edits a manifest can make a new one. Manifests of countvi before 0.1 lack it, and a
+manifest that lacks it is read all the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
@@ -22,6 +27,11 @@ FORMAT_VERSION = 2
 
 FORMAT_NAME = "countvi model"
 """Value of the manifest's ``format`` entry, by which a folder is recognised as ours."""
+
+DIGEST = "manifest_sha256"
+"""Entry of the manifest with the digest of all its other entries."""
+
+_SHOWN = 60  # characters of a value in a message
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 """Takes the JSON object of one format version and returns that of the next; need not set ``format_version``."""
@@ -118,7 +128,9 @@ class Manifest:
             for f in dataclasses.fields(self)
         }
         _check_fields(values, "the model's manifest")
-        return json.dumps({"format": FORMAT_NAME, **values}, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
+        values = {"format": FORMAT_NAME, **values}
+        values[DIGEST] = _digest(values)
+        return json.dumps(values, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
 
     @classmethod
     def from_json(
@@ -145,10 +157,13 @@ class Manifest:
         Raises
         ------
         FileFormatError
-            If the text is not JSON, is not a countvi manifest, is of a newer format, or has a field that is
-            missing, unknown or of the wrong type.
+            If the text is not JSON, is not a countvi manifest, is of a newer format, was changed after it was
+            written, or has a field that is missing, unknown or of the wrong type.
         """
-        values = _migrate(_parse(text, where), where, migrations, latest)
+        values = _parse(text, where)
+        _check_version(values, where, latest)
+        _check_digest(values, where)
+        values = _migrate(values, where, migrations, latest)
         del values["format"]
         _check_fields(values, where)
         return cls(**values)
@@ -166,7 +181,9 @@ def is_manifest(text: str) -> bool:
 def _parse(text: str, where: str) -> dict[str, Any]:
     """JSON object of a countvi manifest of any version."""
     try:
-        values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        values = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite_number, object_pairs_hook=_unique_keys
+        )
     except (ValueError, RecursionError) as error:
         message = f"{where} is not valid JSON ({error}): it is damaged or was edited by hand; use another copy."
         raise FileFormatError(message) from error
@@ -176,9 +193,32 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse_constant(name: str) -> NoReturn:
     message = f"{name} is not a JSON number"
     raise ValueError(message)
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of the entries, whatever their order and the white space between them."""
+    text = json.dumps(values, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _check_digest(values: dict[str, Any], where: str) -> None:
+    """Take the digest out, where there is one, and compare."""
+    if DIGEST not in values:
+        return
+    if values.pop(DIGEST) != _digest(values):
+        message = (
+            f"{where} is not what was saved (its SHA-256 checksum, {DIGEST!r}, differs): it was damaged in copying or "
+            "edited by hand; copy the model again from where it was saved."
+        )
+        raise FileFormatError(message)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -190,32 +230,41 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _migrate(values: dict[str, Any], where: str, migrations: Mapping[int, Migration], latest: int) -> dict[str, Any]:
-    """Apply the migrations from the manifest's version up to the latest."""
+def _check_version(values: dict[str, Any], where: str, latest: int) -> None:
     version = values.get("format_version")
     if not _is_int(version):
-        message = f"Field 'format_version' of {where} must be a whole number; got {version!r}."
+        message = f"Field 'format_version' of {where} must be a whole number; got {_shown(version)}."
         raise FileFormatError(message)
     if version > latest:
         versions = values.get("versions")
         writer = versions.get("countvi", "of unknown version") if isinstance(versions, dict) else "of unknown version"
         message = (
-            f"{where} was written by countvi {writer}, format {version}; this countvi reads up to {latest}: "
-            "upgrade countvi to open it."
+            f"{where} was written by countvi {str(writer)[:_SHOWN]}, format {version}; this countvi reads up to "
+            f"{latest}: upgrade countvi to open it."
         )
         raise FileFormatError(message)
+
+
+def _migrate(values: dict[str, Any], where: str, migrations: Mapping[int, Migration], latest: int) -> dict[str, Any]:
+    """Apply the migrations from the manifest's version up to the latest."""
+    version = values["format_version"]
     while version < latest:
         if version not in migrations:
             message = f"{where} has format {version}, which this countvi cannot bring up to format {latest}."
             raise FileFormatError(message)
         try:
             values = migrations[version](values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             message = f"{where} is damaged: it is not a whole manifest of format {version} ({error!r})."
             raise FileFormatError(message) from error
         version += 1
         values["format_version"] = version
     return values
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _is_int(value: object) -> TypeGuard[int]:
@@ -229,7 +278,8 @@ def _is_object(value: object) -> bool:
 def _is_table(value: object) -> bool:
     if not isinstance(value, dict) or not all(isinstance(column, list) for column in value.values()):
         return False
-    return len({len(column) for column in value.values()}) <= 1
+    numbers = all(item is None or isinstance(item, int | float) for column in value.values() for item in column)
+    return numbers and len({len(column) for column in value.values()}) <= 1
 
 
 def _is_tensor_table(value: object) -> bool:
@@ -240,7 +290,7 @@ def _is_tensor_table(value: object) -> bool:
         and set(entry) == {"dtype", "shape"}
         and isinstance(entry["dtype"], str)
         and isinstance(entry["shape"], list)
-        and all(_is_int(n) for n in entry["shape"])
+        and all(_is_int(n) and n >= 0 for n in entry["shape"])
         for entry in value.values()
     )
 
@@ -257,7 +307,7 @@ _CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
     "model_class": (_is_text, "text"),
     "init_args": (_is_object, "an object"),
     "registry": (_is_object, "an object"),
-    "history": (_is_table, "an object of lists of equal length"),
+    "history": (_is_table, "an object of lists of numbers of equal length"),
     "split": (_is_bool, "true or false"),
     "seed": (lambda value: value is None or _is_int(value), "a whole number or null"),
     "versions": (
@@ -286,9 +336,7 @@ def _check_fields(values: dict[str, Any], where: str) -> None:
         raise FileFormatError(message)
     for name, (check, expected) in _CHECKS.items():
         if not check(values[name]):
-            shown = repr(values[name])
-            shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-            message = f"Field {name!r} of {where} must be {expected}; got {shown}."
+            message = f"Field {name!r} of {where} must be {expected}; got {_shown(values[name])}."
             raise FileFormatError(message)
 
 

@@ -17,7 +17,8 @@ import pickle
 import pickletools
 import re
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,12 @@ _STORAGE_TYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+_MOST_ELEMENTS = 10**7  # of all lists and dictionaries, counted where they are reached
+_DEEPEST = 50
+_MOST_COPIES = 8  # of the bytes of the file, that its tensors may take
+_SPARE_BYTES = 2**26
+_MOST_LONG_INTEGERS = 1_000  # many of one hash would make a dictionary slow
+_POINTER = 8  # bytes
 _MEMO_WRITES = ("PUT", "BINPUT", "LONG_BINPUT")
 _DTYPE = re.compile(r"[<>=|]?(\?|b1|[iu][1248]|f[248]|[SU][1-9]\d{0,5})|[|]?O[48]?")
 
@@ -71,7 +78,8 @@ def restricted_load(payload: bytes, read_storage: ReadStorage, where: str) -> An
     """
     try:
         _check_sizes(payload)
-        return _Resolver().plain(_Unpickler(payload, read_storage, where).load())
+        budget = _Budget(len(payload))
+        return _Resolver(budget).plain(_Unpickler(payload, read_storage, where, budget).load())
     except FileFormatError:
         raise
     except Exception as error:  # a damaged pickle can fail in any operation of the machine that reads it
@@ -81,10 +89,85 @@ def restricted_load(payload: bytes, read_storage: ReadStorage, where: str) -> An
 
 def _check_sizes(payload: bytes) -> None:
     """Refuse a pickle that announces more than it holds, for which the unpickler would set memory aside."""
+    n_long = 0
     for operation, argument, _ in pickletools.genops(payload):
         if operation.name in _MEMO_WRITES and (not isinstance(argument, int) or argument > len(payload)):
             message = f"entry {argument} of a memo of at most {len(payload)} entries"
             raise ValueError(message)
+        n_long += isinstance(argument, int) and argument.bit_length() > 64
+        if n_long > _MOST_LONG_INTEGERS:
+            message = f"more than {_MOST_LONG_INTEGERS} integers of more than 64 bits"
+            raise ValueError(message)
+
+
+def check_extent(value: Any) -> None:
+    """Refuse values that are short in the file and long when they are gone through.
+
+    A list that holds another one ten times, which holds another one ten times, has a length of its own at each level,
+    and ten to the number of levels elements to whoever prints it.
+
+    Parameters
+    ----------
+    value
+        What :func:`restricted_load` returned.
+
+    Raises
+    ------
+    ValueError
+        If it has more than ten million elements, or none that is the last.
+    """
+    extent: dict[int, int] = {}  # elements below each container, as often as they are reached
+
+    def visit(item: Any, depth: int) -> int:
+        if isinstance(item, Mapping):
+            inner = [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            inner = list(item)
+        elif isinstance(item, np.ndarray) and item.dtype.hasobject:
+            inner = list(item.flat)
+        else:
+            return 1
+        if id(item) in extent:
+            return extent[id(item)]
+        if depth > _DEEPEST:
+            message = f"values that are nested more than {_DEEPEST} deep"
+            raise ValueError(message)
+        extent[id(item)] = _MOST_ELEMENTS  # if it is met again below itself, it has no end
+        total = 1 + sum(visit(element, depth + 1) for element in inner)
+        if total > _MOST_ELEMENTS:
+            message = f"values of more than {_MOST_ELEMENTS:,} elements"
+            raise ValueError(message)
+        extent[id(item)] = total
+        return total
+
+    visit(value, 0)
+
+
+class _Budget:
+    """Memory that the values of a file may take: a pickle of a few bytes can ask for any number of copies."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._read, self._made = n_bytes, 0
+
+    def holds(self, n_bytes: int) -> None:
+        """Add what the file holds."""
+        self._read += n_bytes
+
+    def makes(self, n_bytes: int) -> None:
+        """Count what is made of it."""
+        self._made += n_bytes
+        if self._made > _MOST_COPIES * self._read + _SPARE_BYTES:
+            message = "values that are many times as large as the file"
+            raise ValueError(message)
+
+    def making(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that copies its arguments, which are counted."""
+
+        def counted(*args: Any) -> Any:
+            self.makes(sum(_POINTER * len(arg) for arg in args if isinstance(arg, Sized)))
+            return function(*args)
+
+        return counted
 
 
 class _Call:
@@ -193,12 +276,13 @@ class _Pandas:
 class _Unpickler(pickle.Unpickler):
     """An unpickler that knows a fixed list of names."""
 
-    def __init__(self, payload: bytes, read_storage: ReadStorage, where: str) -> None:
+    def __init__(self, payload: bytes, read_storage: ReadStorage, where: str, budget: _Budget) -> None:
         super().__init__(io.BytesIO(payload))
         self._read_storage = read_storage
         self._where = where
         self._storages: dict[tuple[str, torch.dtype, int], _Storage] = {}
-        self._names = _allowed_names()
+        self._budget = budget
+        self._names = _allowed_names(budget)
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """Resolve a name, or refuse it."""
@@ -223,27 +307,31 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError(message)
         wanted = (key, storage_type.dtype, length)
         if wanted not in self._storages:
-            self._storages[wanted] = _Storage(self._read_storage(key, storage_type.dtype, length))
+            elements = self._read_storage(key, storage_type.dtype, length)
+            self._storages[wanted] = _Storage(elements)
+            self._budget.holds(elements.numel() * elements.element_size())
+            self._budget.makes(elements.numel() * elements.element_size())
         return self._storages[wanted]
 
 
-def _allowed_names() -> dict[tuple[str, str], Any]:
+def _allowed_names(budget: _Budget) -> dict[tuple[str, str], Any]:
     """What pickles of scvi-tools models name. The types are immutable ones; the rest is made anew for each file."""
     names: dict[tuple[str, str], Any] = {
-        ("_codecs", "encode"): _Call(_encode),
-        ("collections", "OrderedDict"): OrderedDict,
-        ("collections", "defaultdict"): defaultdict,
+        ("_codecs", "encode"): _Call(budget.making(_encode)),
+        ("collections", "OrderedDict"): _Call(budget.making(OrderedDict)),
+        ("collections", "defaultdict"): _Call(budget.making(defaultdict)),
         ("numpy", "dtype"): _Call(lambda spec, *_: _Dtype(spec)),
         ("numpy", "ndarray"): _Call(_not_callable),
-        ("torch._utils", "_rebuild_tensor_v2"): _Call(_rebuild_tensor),
+        ("torch._utils", "_rebuild_tensor_v2"): _Call(partial(_rebuild_tensor, budget)),
         ("torch._utils", "_rebuild_parameter"): _Call(lambda data, *_: data),
     }
     for module in ("builtins", "__builtin__"):
-        names |= {(module, t.__name__): t for t in (dict, list, tuple, set, frozenset, slice)}
+        names |= {(module, t.__name__): _Call(budget.making(t)) for t in (dict, list, tuple, set, frozenset)}
+        names[module, "slice"] = slice
         names[module, "bytes"] = _Call(_empty_bytes)
     for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
         names[module, "_reconstruct"] = _Call(lambda *_: _Array())
-        names[module, "scalar"] = _Call(_scalar)
+        names[module, "scalar"] = _Call(budget.making(_scalar))
     names |= {("torch", name): _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items()}
     return names
 
@@ -275,7 +363,9 @@ def _scalar(dtype: _Dtype, data: bytes) -> _Value:
     return _Value(value)
 
 
-def _rebuild_tensor(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> _Value:
+def _rebuild_tensor(
+    budget: _Budget, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> _Value:
     """A tensor of its own from a piece of a storage; a piece outside of the storage is an error."""
     n_elements = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -285,13 +375,15 @@ def _rebuild_tensor(storage: _Storage, offset: int, size: tuple[int, ...], strid
         raise ValueError(message)
     if not n_elements:
         return _Value(storage.elements.new_empty(size))
+    budget.makes(n_elements * storage.elements.element_size())
     return _Value(storage.elements.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format))
 
 
 class _Resolver:
     """Turns what the unpickler made into plain values, each object once."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: _Budget) -> None:
+        self._budget = budget
         self._done: dict[int, Any] = {}
 
     def plain(self, value: Any) -> Any:
@@ -318,6 +410,7 @@ class _Resolver:
         if isinstance(value, tuple | set | frozenset):
             return type(value)(map(self.plain, value))
         if isinstance(value, _Array):
+            self._budget.makes(len(value.data) * (_POINTER if value.dtype.hasobject else 1))
             return value.build(self.plain)
         if isinstance(value, _Pandas):
             return self._pandas(value)
@@ -365,7 +458,9 @@ class _Resolver:
             message = "unknown index"
             raise TypeError(message)
         if kind.name == "RangeIndex":
-            return parts["name"], np.arange(parts["start"], parts["stop"], parts["step"])
+            steps = range(parts["start"], parts["stop"], parts["step"])
+            self._budget.makes(_POINTER * len(steps))
+            return parts["name"], np.asarray(steps)
         values = self.plain(parts["data"])
         if not isinstance(values, np.ndarray):
             message = "unknown index"

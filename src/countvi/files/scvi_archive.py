@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from countvi.errors import FileFormatError, shorten
-from countvi.files.restricted_pickle import ReadStorage, restricted_load
+from countvi.files.restricted_pickle import ReadStorage, check_extent, restricted_load
 
 MODEL_FILE = "model.pt"
 _ENTRIES = ("model_state_dict", "var_names", "attr_dict")
@@ -64,6 +64,11 @@ def read_scvi_archive(path: str | os.PathLike[str], *, prefix: str = "") -> Scvi
         root = _root(archive, file)
         payload = _member(archive, f"{root}data.pkl", file)
         content = restricted_load(payload, _storage_reader(archive, root, file), str(file))
+    try:
+        check_extent(content)
+    except (ValueError, RecursionError) as error:
+        message = f"{file} is not a readable scvi-tools model: it holds {error}."
+        raise FileFormatError(message) from error
     if not isinstance(content, dict) or any(name not in content for name in _ENTRIES):
         message = f"{file} is a torch file, but not an scvi-tools model: expected the entries {shorten(_ENTRIES)}."
         raise FileFormatError(message)
@@ -190,4 +195,8 @@ def _name_list(names: Any, file: Path) -> list[str]:
     if not isinstance(names, np.ndarray | list | tuple):
         message = f"{file}: expected 'var_names' to be an array of names; it is a {type(names).__name__}."
         raise FileFormatError(message)
+    for name in names:
+        if not isinstance(name, str | int | float | np.generic):
+            message = f"{file}: expected names in 'var_names'; there is a {type(name).__name__}."
+            raise FileFormatError(message)
     return [str(name) for name in names]

@@ -14,6 +14,7 @@ from torch import Tensor
 from countvi import data as data_layer
 from countvi.errors import FileFormatError, MismatchError
 from countvi.estimators import persistence
+from countvi.estimators.bounded import shortly
 from countvi.estimators.build.condscvi import CondSCVIOptions
 from countvi.estimators.build.destvi import DestVIOptions
 from countvi.estimators.destvi import DestVI
@@ -64,7 +65,7 @@ def condscvi_options(state: dict[str, Tensor], arguments: Mapping[str, Any], pat
         if name not in _CELL_OPTIONS | _READ_FROM_WEIGHTS and value is not None
     }
     if unknown or any(name.startswith("classifier.") for name in state):
-        what = unknown or "a classifier of fine labels"
+        what = shortly(unknown) if unknown else "a classifier of fine labels"
         message = f"{path} was built with {what}, which countvi.CondSCVI has no counterpart for."
         raise FileFormatError(message)
     options = {name: value for name, value in arguments.items() if name in _CELL_OPTIONS}

@@ -17,6 +17,7 @@ from countvi import files
 from countvi.batch import PROTEIN, RNA
 from countvi.errors import FileFormatError, MismatchError
 from countvi.estimators import persistence
+from countvi.estimators.bounded import shortly
 from countvi.estimators.build.totalvi import TOTALVIOptions
 from countvi.estimators.totalvi import TOTALVI
 
@@ -93,7 +94,7 @@ def _options(archive: files.ScviArchive, source: Mapping[str, Any], path: str | 
     }
     unknown |= {f"extra_decoder_kwargs[{name!r}]": value for name, value in decoder.items()}
     if unknown:
-        message = f"{path} was built with {unknown}, which countvi.TOTALVI has no counterpart for."
+        message = f"{path} was built with {shortly(unknown)}, which countvi.TOTALVI has no counterpart for."
         raise FileFormatError(message)
     given = {name: value for name, value in flat.items() if name in _OPTIONS}
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,7 @@ from countvi.batch import RNA
 from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
 from countvi.estimators import persistence
 from countvi.estimators.base import Estimator
+from countvi.estimators.bounded import check_depth, shortly, whole
 from countvi.estimators.build.scvi import SCVIOptions
 from countvi.estimators.condscvi import CondSCVI
 from countvi.estimators.scvi import SCVI
@@ -99,33 +100,44 @@ def load_scvi_tools(path: str | Path, adata: AnnData | MuData | None = None, *, 
     source = archive.attributes.get("registry_")
     name = source.get("model_name") if isinstance(source, Mapping) else None
     if not isinstance(source, Mapping) or name not in _READ:
-        message = f"{path} holds a model of class {name or 'unknown'}; load_scvi_tools reads {shorten(_READ)}."
+        message = (
+            f"{path} holds a model of class {str(name or 'unknown')[:40]}; load_scvi_tools reads {shorten(_READ)}."
+        )
         raise FileFormatError(message)
-    registry = registry_from_scvi(source, [str(gene) for gene in archive.var_names])
-    init_params = archive.attributes.get("init_params_", {})
-    cells = cast("AnnData | None", adata)
-    model: Estimator
-    if name == "TOTALVI":
-        model = totalvi_from_scvi(archive, registry, adata, path)
-    elif adata is not None and not isinstance(adata, AnnData):
+    if adata is not None and name != "TOTALVI" and not isinstance(adata, AnnData):
         message = f"A model of class {name} reads an AnnData; got a {type(adata).__name__}. Pass one of its modalities."
         raise OptionError(message)
-    elif name == "DestVI":
-        model = load_destvi(archive.state, registry, flat_arguments(init_params), cells, path)
-    else:
-        if name == "SCVI":
-            model = SCVI.restore(cells, registry, options_from_scvi(init_params, path), seed=0)
-        else:
-            options = condscvi_options(archive.state, flat_arguments(init_params), path)
-            model = CondSCVI.restore(cells, registry, options, seed=0)
-        naming = NAMES if name == "SCVI" else CONDSCVI
-        weights = weights_from_scvi(archive.state, model.module.state_dict(), naming)
-        persistence.load_weights(model.module, weights, path)
-    model.is_trained = bool(archive.attributes.get("is_trained_", True))
-    split = [archive.attributes.get(f"{part}_indices_") for part in ("train", "validation", "test")]
-    if model.bound is not None and split[0] is not None:
-        model.split = _split_from_scvi(split, model.bound.n_cells)
+    with whole(path, archive.state):
+        registry = registry_from_scvi(source, [str(gene) for gene in archive.var_names])
+        registry.check()
+        check_depth(path, flat_arguments(archive.attributes.get("init_params_", {})), archive.state)
+        model = _assemble(name, archive, registry, adata, path)
+        model.is_trained = bool(archive.attributes.get("is_trained_", True))
+        split = [archive.attributes.get(f"{part}_indices_") for part in ("train", "validation", "test")]
+        if model.bound is not None and split[0] is not None:
+            model.split = _split_from_scvi(split, model.bound.n_cells)
     model.to_device(device)
+    return model
+
+
+def _assemble(
+    name: str, archive: files.ScviArchive, registry: data_layer.Registry, adata: Any, path: str | Path
+) -> Estimator:
+    """The estimator of one class, with the weights of a file."""
+    if name == "TOTALVI":
+        return totalvi_from_scvi(archive, registry, adata, path)
+    init_params = archive.attributes.get("init_params_", {})
+    if name == "DestVI":
+        return load_destvi(archive.state, registry, flat_arguments(init_params), adata, path)
+    model: Estimator
+    if name == "SCVI":
+        model = SCVI.restore(adata, registry, options_from_scvi(init_params, path), seed=0)
+    else:
+        options = condscvi_options(archive.state, flat_arguments(init_params), path)
+        model = CondSCVI.restore(adata, registry, options, seed=0)
+    naming = NAMES if name == "SCVI" else CONDSCVI
+    weights = weights_from_scvi(archive.state, model.module.state_dict(), naming)
+    persistence.load_weights(model.module, weights, path)
     return model
 
 
@@ -138,7 +150,7 @@ def _split_from_scvi(parts: list[Any], n_cells: int) -> data_layer.Split | None:
             "The training and held-out cells stored with this model do not fit the data given; train() will draw a "
             "new split."
         )
-        warnings.warn(message, DataWarning, stacklevel=3)
+        warnings.warn(message, DataWarning, stacklevel=4)
         return None
 
 
@@ -211,7 +223,7 @@ def options_from_scvi(init_params: Mapping[str, Any], path: str | Path) -> dict[
         name: value for name, value in flat.items() if name not in _OPTIONS | _WITHOUT_EFFECT and value is not None
     }
     if unknown:
-        message = f"{path} was built with {unknown}, which countvi.SCVI has no counterpart for."
+        message = f"{path} was built with {shortly(unknown)}, which countvi.SCVI has no counterpart for."
         raise FileFormatError(message)
     if options.get("gene_likelihood") == "poisson":
         options["dispersion"] = "gene"  # a Poisson model of scvi-tools carries a dispersion that nothing reads

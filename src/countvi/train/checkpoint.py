@@ -2,13 +2,20 @@
 
 Everything random in an epoch is a function of the seed and the epoch, so a checkpoint holds no random state: weights,
 optimiser, the position in the run and the history are enough to continue to the same bits.
+
+The file carries a digest of all that it holds, and is on the disk before it takes the place of the previous one. It is
+resumed with the options, covariates, counts and settings that it was written with, and otherwise refused. Checkpoints
+that earlier versions wrote do not record options and covariates, and cannot be resumed by this one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +31,8 @@ from countvi.train.schedules import Plateau, Stopper
 
 _FILE = "checkpoint.safetensors"
 _ADVERSARY = "companions/0/"
+_HASHED = "sha256 "
+_SHOWN = 60  # characters of a value in a message
 
 
 @dataclass
@@ -84,10 +93,41 @@ def write_checkpoint(
         "stopper": asdict(state.stopper) if state.stopper else None,
         "rows": state.rows,
     }
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"identity": json.dumps(identity), "state": json.dumps(scalars)}
+    metadata["sha256"] = _digest(metadata, held)
     temporary = folder / f".{_FILE}.{os.getpid()}"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    os.replace(temporary, folder / _FILE)
+    try:
+        save_file(held, temporary, metadata)
+        _to_disk(temporary)
+        os.replace(temporary, folder / _FILE)
+        _to_disk(folder)
+    except (OSError, SafetensorError):
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a checkpoint holds."""
+    digest = hashlib.sha256()
+    for text in (metadata["identity"], metadata["state"]):
+        digest.update(hashlib.sha256(text.encode()).digest())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Make a file, or the renames in a folder, survive a power cut."""
+    if os.name == "nt":  # Windows cannot open a folder as a file
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_checkpoint(
@@ -110,15 +150,29 @@ def read_checkpoint(
     path = folder / _FILE
     if not path.exists():
         return None
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise _unreadable(path, "it is not a file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        written, scalars = json.loads(metadata["identity"]), json.loads(metadata["state"])
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        identity_text, state_text = metadata["identity"], metadata["state"]
+        if "sha256" in metadata and metadata["sha256"] != _digest(metadata, tensors):
+            raise _unreadable(path, "it is not what was written: its SHA-256 checksum differs")
+        written, scalars = json.loads(identity_text), json.loads(state_text)
+    except FileFormatError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise _unreadable(path, error) from error
+    if "sha256" not in metadata:
+        message = (
+            f"{path} cannot be resumed: the version of countvi that wrote this checkpoint did not record the options "
+            "and covariates of the model. Finish the run with that version, or train with resume=False."
+        )
+        raise FileFormatError(message)
     _check_identity(path, written, json.loads(json.dumps(identity)))
     try:
+        _check_scalars(scalars)
         plateau, stopper = scalars.pop("plateau"), scalars.pop("stopper")
         state = RunState(
             **scalars,
@@ -132,19 +186,36 @@ def read_checkpoint(
             raise KeyError(", ".join(sorted(missing)))
         model.load_state_dict(weights)
         load_optimizer(optimizer, under(tensors, "optimizer/"))
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise _unreadable(path, error) from error
     return state
 
 
-def _unreadable(path: Path, error: Exception) -> FileFormatError:
+def _check_scalars(scalars: dict[str, Any]) -> None:
+    """Refuse a position in a run that no run can have."""
+    counts = [scalars["epochs_done"], scalars["steps_done"], scalars["n_rollbacks"]]
+    rows, rate = scalars["rows"], scalars["lr_scale"]
+    fine = all(type(count) is int and count >= 0 for count in counts)
+    fine = fine and isinstance(rate, int | float) and math.isfinite(rate) and rate > 0
+    fine = fine and isinstance(rows, list) and len(rows) == counts[0]
+    fine = fine and all(isinstance(row, dict) and all(isinstance(x, int | float) for x in row.values()) for row in rows)
+    for rule in (scalars["plateau"], scalars["stopper"]):
+        fine = fine and (rule is None or all(x is None or isinstance(x, int | float) for x in rule.values()))
+    if not fine:
+        message = "its position in the run is none that a run can have"
+        raise ValueError(message)
+
+
+def _unreadable(path: Path, error: Exception | str) -> FileFormatError:
     message = f"{path} is not a readable checkpoint ({error}). Delete it, or train with resume=False."
     return FileFormatError(message)
 
 
-def _check_identity(path: Path, written: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_identity(path: Path, written: Any, wanted: dict[str, Any]) -> None:
+    if not isinstance(written, dict):
+        raise _unreadable(path, "it does not say of which run it is")
     different = [
-        f"{name} ({written.get(name)!r} then, {wanted.get(name)!r} now)"
+        _difference(name, written.get(name), wanted.get(name))
         for name in sorted({*written, *wanted})
         if written.get(name) != wanted.get(name)
     ]
@@ -154,6 +225,25 @@ def _check_identity(path: Path, written: dict[str, Any], wanted: dict[str, Any])
             "Call train with the same settings to resume it, or with resume=False to start anew."
         )
         raise OptionError(message)
+
+
+def hashed(*parts: bytes) -> str:
+    """Return a value of an identity that is compared, and not shown in messages."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return f"{_HASHED}{digest.hexdigest()[:32]}"
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    if any(isinstance(value, str) and value.startswith(_HASHED) for value in (then, now)):
+        return name
+    return f"{name} ({_short(then)} then, {_short(now)} now)"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -275,8 +275,9 @@ class LoopConfig:
         Where to keep a checkpoint after every epoch, or ``None``.
     resume
         Continue from the checkpoint if there is one.
-    data
-        What identifies the data and how they are cut into minibatches; a run is only resumed on the same.
+    origin
+        What identifies the model and the data, and how these are cut into minibatches, by what messages call it; a run
+        is only resumed with the same.
     adversary
         The classifier to train against the model, or ``None``.
     moving_rows
@@ -291,7 +292,7 @@ class LoopConfig:
     check_val_every_n_epoch: int = 1
     checkpoint_dir: Path | None = None
     resume: bool = False
-    data: str = ""
+    origin: Mapping[str, Any] = field(default_factory=dict)
     adversary: BatchAdversary | None = None
     moving_rows: Mapping[str, tuple[slice, ...]] = field(default_factory=dict)
 
@@ -301,7 +302,7 @@ class LoopConfig:
             "max_epochs": self.max_epochs,
             "seed": self.seed,
             "first_epoch": self.first_epoch,
-            "data": self.data,
+            **self.origin,
             "check_val_every_n_epoch": self.check_val_every_n_epoch,
             "early_stopping": dataclasses.asdict(self.early_stopping) if self.early_stopping else None,
             **{f"plan_kwargs[{name!r}]": value for name, value in dataclasses.asdict(self.plan).items()},

@@ -11,10 +11,12 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from countvi import seeding
@@ -109,6 +111,7 @@ class _Run:
     ) -> None:
         self.fabric, self.loader, self.config, self.callbacks = fabric, loader, config, callbacks
         self.adversary = config.adversary
+        self.checkpoint_failed = False
         self.rank, self.world = fabric.global_rank, fabric.world_size
         self.dtype = torch.float64 if fabric._precision.precision == "64-true" else torch.float32
         self.model = model.to(device=fabric.device, dtype=self.dtype)
@@ -390,7 +393,22 @@ class _Run:
     def _write_checkpoint(self) -> None:
         if self.config.checkpoint_dir is not None and self.fabric.is_global_zero:
             self.state.adversary = {} if self.adversary is None else self.adversary.state()
-            write_checkpoint(self.config.checkpoint_dir, self._identity(), self.state, self.model, self.optimizer)
+            folder = self.config.checkpoint_dir
+            try:
+                write_checkpoint(folder, self._identity(), self.state, self.model, self.optimizer)
+            except (OSError, SafetensorError) as error:  # safetensors does not say OSError for a full disk
+                self._warn_about_checkpoint(folder, error)
+
+    def _warn_about_checkpoint(self, folder: Path, error: Exception) -> None:
+        """Say once that this run could not be resumed; a full disk is no reason to lose it."""
+        if self.checkpoint_failed:
+            return
+        self.checkpoint_failed = True
+        message = (
+            f"No checkpoint could be written to {folder} after epoch {self.state.epochs_done} ({error}). Training goes "
+            "on, and tries again after every epoch; a run that is cut off resumes from the last one written, if any."
+        )
+        warnings.warn(message, TrainingWarning, stacklevel=2)
 
     def _call(self, hook: str, progress: Progress) -> None:
         for callback in self.callbacks:
