@@ -27,8 +27,8 @@ Columns = dict[str, np.ndarray]
 
 _TINY = 1e-8
 _LEAST_PSEUDOCOUNT = 1e-10
-# In a cell of mean depth. Features below it are seen in fewer than one cell of ten; what the decoder says of their ratios
-# is beyond what was observed. The number was chosen on blood cells: see docs/differential.md.
+# Counts of a cell of mean depth. Features below are seen in fewer than one cell of ten, and ratios of such frequencies
+# say more of the decoder than of what was observed. Chosen on blood cells: see docs/differential.md.
 _PSEUDOCOUNT = 0.1
 # Of a population that nothing was observed in.
 _USUAL_DEPTH = 1e4
