@@ -101,7 +101,7 @@ def test_a_notebook_can_complete_every_argument_of_a_comparison():
     passed_on = inspect.signature(countvi.SCVI.differential_expression).parameters
     assert set(passed_on) - set(shown) == {"modality"}
     assert list(shown)[:4] == list(passed_on)[:4]
-    assert shown["pseudocounts"].default == 1e-5
+    assert shown["protein_prior_count"].default == 0.1
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,14 @@ def test_genes_and_proteins_side_by_side(totalvi):
     assert table["raw_normalized_mean1"][proteins].isna().all()
     assert table["raw_normalized_mean1"][adata.var_names].notna().all()
     np.testing.assert_allclose(table["pseudocounts"][proteins], 0.1)
-    np.testing.assert_allclose(table["pseudocounts"][adata.var_names], 1e-5)
+    depth = np.asarray(adata.X.sum(1)).mean()
+    np.testing.assert_allclose(table["pseudocounts"][adata.var_names], 0.1 / depth, rtol=1e-4)
+    by_hand = np.log2((table["scale1"] + table["pseudocounts"]) / (table["scale2"] + table["pseudocounts"]))
+    np.testing.assert_allclose(table["lfc"], by_hand, atol=1e-5)
+    there = totalvi.differential_expression(convention="scvi-tools", **options)
+    np.testing.assert_allclose(there["pseudocounts"][adata.var_names], 1e-5)
+    given = totalvi.differential_expression(pseudocounts=1e-3, **options)
+    np.testing.assert_allclose(given["pseudocounts"][adata.var_names], 1e-3)
     alone = totalvi.differential_expression(use_field="protein", **options)
     assert set(alone.index) == set(proteins)
 
@@ -254,8 +261,6 @@ def test_protein_options(totalvi):
         np.testing.assert_allclose(table["scale1"], protein[high].mean()[table.index], rtol=0.1)
     mixed = totalvi.differential_expression(**options, sample_protein_mixing=True)
     assert (mixed["lfc_std"][plain.index] > plain["lfc_std"]).any()
-    estimated = totalvi.differential_expression(groupby="label", pseudocounts=None, n_samples_overall=50)
-    assert (estimated["pseudocounts"] < 0.1).any()
     with pytest.raises(OptionError, match="use_field takes"):
         totalvi.differential_expression(groupby="label", use_field=["atac"])
 

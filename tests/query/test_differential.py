@@ -42,9 +42,9 @@ def as_draws(values, rows=None):
     return PopulationDraws(np.arange(n) if rows is None else rows, held, n_features)
 
 
-def pair_of(a, b, low=None):
+def pair_of(a, b, low=None, counts=None):
     nothing = np.zeros(a.shape[1], dtype=bool)
-    return Pair(as_draws(a), as_draws(b), low or (nothing, nothing))
+    return Pair(as_draws(a), as_draws(b), low or (nothing, nothing), np.ones(a.shape[1]) if counts is None else counts)
 
 
 @pytest.fixture(scope="module")
@@ -222,18 +222,68 @@ def test_two_sided_adds_both(two):
     np.testing.assert_allclose(both["proba_de"], one["prob_up"] + one["prob_down"])
 
 
-def test_pseudocounts_are_of_features_hardly_seen(two):
+def test_pseudocounts_are_a_tenth_of_a_count(two):
+    """What a count is worth is the ratio of all expression to all counts, whatever the unit of expression."""
+    a, b = two
+    counts = np.random.default_rng(1).gamma(1.0, 2.0, 300)
+    expected = 0.1 * 0.5 * float((a.astype(float).mean(0) + b.astype(float).mean(0)).sum()) / counts.sum()
+    found = Change()(pair_of(a, b, counts=counts))
+    np.testing.assert_allclose(found["pseudocounts"], expected, rtol=1e-5)
+    large = Change()(pair_of(1000 * a, 1000 * b, counts=counts))
+    np.testing.assert_allclose(large["pseudocounts"], 1000 * expected, rtol=1e-5)
+    np.testing.assert_allclose(large["lfc_median"], found["lfc_median"], atol=1e-4)
+    given = np.where(np.arange(300) < 100, 0.5, np.nan)  # as for proteins beside genes
+    some = Change(pseudocounts=given)(pair_of(a, b, counts=counts))
+    ours = 0.1 * 0.5 * float((a[:, 100:].astype(float).mean(0) + b[:, 100:].mean(0)).sum()) / counts[100:].sum()
+    np.testing.assert_allclose(some["pseudocounts"], np.where(np.arange(300) < 100, 0.5, ours), rtol=1e-5)
+
+
+def test_changes_do_not_depend_on_which_features_were_kept():
+    """Shares of the features kept are larger; so is the share that a count is, and their ratio stays."""
+    rng = np.random.default_rng(0)
+    rates = rng.lognormal(-3, 2, 600)
+    a, b = (rates * rng.lognormal(shift, 0.3, (400, 600)) for shift in (0.0, rng.normal(0, 1, 600)))
+    a, b = (x / x.sum(1, keepdims=True) for x in (a, b))
+    kept = np.flatnonzero(rates > np.median(rates))[:50]
+    depth = 1500.0
+    counts = depth * (a.mean(0) + b.mean(0)) / 2
+    whole = Change()(pair_of(a.astype(np.float32), b.astype(np.float32), counts=counts))
+    # Shares of what is kept, of populations that keep equally much.
+    share = 0.5 * (a[:, kept].sum(1).mean() + b[:, kept].sum(1).mean())
+    part = Change()(
+        pair_of((a[:, kept] / share).astype(np.float32), (b[:, kept] / share).astype(np.float32), counts=counts[kept])
+    )
+    assert part["pseudocounts"][0] > 1.5 * whole["pseudocounts"][0]
+    for name in ("lfc", "lfc_mean", "lfc_median", "proba_de"):
+        np.testing.assert_allclose(part[name], whole[name][kept], atol=0.002)
+
+
+def test_a_population_without_observations_has_a_usual_depth(two):
+    for counts in (np.zeros(300), np.full(300, np.nan)):
+        found = Change()(pair_of(*two, counts=counts))
+        total = 0.5 * float((two[0].mean(0) + two[1].mean(0)).sum())
+        np.testing.assert_allclose(found["pseudocounts"], 1e-5 * total, rtol=1e-5)
+
+
+def test_the_change_between_populations_is_that_of_the_columns(two):
+    found = Change(pseudocounts=1e-4)(pair_of(*two))
+    a, b = (x.astype(float).mean(0) for x in two)
+    np.testing.assert_allclose(found["lfc"], np.log2((a + 1e-4) / (b + 1e-4)), atol=1e-5)
+    nothing = np.zeros((5, 3), np.float32)
+    np.testing.assert_array_equal(Change(pseudocounts=0.0)(pair_of(nothing, nothing))["lfc"], 0)
+
+
+def test_pseudocounts_of_features_hardly_seen(two):
     a, b = two
     low = (np.arange(300) % 3 == 0, np.arange(300) % 5 == 0)
     expected = max(np.quantile(x.max(0)[mask], 0.9) for x, mask in zip((a, b), low, strict=True))
-    found = Change()(pair_of(a, b, low))
-    np.testing.assert_allclose(found["pseudocounts"], expected, rtol=1e-6)
-    there = Change(of_features=True, shrink=1e-3)(pair_of(a, b, low))
+    there = Change(of_low=True, shrink=1e-3)(pair_of(a, b, low))
     np.testing.assert_allclose(there["pseudocounts"], expected / 300, rtol=1e-6)
     c = expected / 300 * 1e-3
     lfc = (np.log2(a.astype(float) + c) - np.log2(b.astype(float) + c)).mean(0)
     np.testing.assert_allclose(there["lfc_mean"], lfc, rtol=1e-3, atol=1e-4)
-    nothing = Change()(pair_of(a, b))
+    np.testing.assert_allclose(there["lfc"], np.log2((a.mean(0) + c) / (b.mean(0) + c)), atol=1e-4)
+    nothing = Change(of_low=True)(pair_of(a, b))
     np.testing.assert_allclose(nothing["pseudocounts"], 1e-10)
 
 
@@ -369,7 +419,7 @@ def test_donors_of_one_population_each_are_compared_by_welch():
     first, second = np.flatnonzero(codes < 3), np.flatnonzero(codes >= 3)
     n = len(second)
     take = np.resize(first, n)
-    pair = Pair(as_draws(values[take], take), as_draws(values[second], second), (None, None))
+    pair = Pair(as_draws(values[take], take), as_draws(values[second], second), (None, None), np.ones(30))
     names = np.array([f"d{i}" for i in range(7)], dtype=object)
     found = Replicates(codes, names).summarize(pair, np.zeros(30))
     expected = stats.ttest_ind(level[:3], level[3:], equal_var=False)
@@ -386,7 +436,7 @@ def test_donors_of_both_populations_are_paired():
     codes, a = replicate_draws(rng, level + change)
     _, b = replicate_draws(rng, level)
     rows = np.arange(len(codes))
-    pair = Pair(as_draws(a, rows), as_draws(b, rows), (None, None))
+    pair = Pair(as_draws(a, rows), as_draws(b, rows), (None, None), np.ones(30))
     names = np.array(list("abcde"), dtype=object)
     found = Replicates(codes, names).summarize(pair, np.zeros(30))
     expected = stats.ttest_1samp(change, 0.0)

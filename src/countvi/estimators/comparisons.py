@@ -39,7 +39,7 @@ class ComparedFeatures:
     counts
         Modalities whose observed counts belong to the features, in their order.
     pseudocounts
-        Default of ``pseudocounts``: ``None`` estimates one number.
+        Default of ``pseudocounts``: ``None``, and NaN for a feature, is a tenth of a count.
     normalized
         For each of ``counts``, whether counts per 10,000 counts mean something.
     """
@@ -175,7 +175,7 @@ class ComparisonOptions:
             effect=_effect(self.change_fn),
             region=self.m1_domain_fn,
             levels=[SHARE("cred_interval_lvls", level) for level in _as_list(self.cred_interval_lvls or [])],
-            of_features=as_scvi_tools,
+            of_low=as_scvi_tools,
             shrink=1e-3 if as_scvi_tools else 1.0,
         )
 

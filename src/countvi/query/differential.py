@@ -95,7 +95,7 @@ def compare(
             second = draws.of_rest(comparison.first) if shares_all else draws.of(comparison, number)
             first = sampler.fill(values, comparison.first, plan.levels[0], 2 * number + 1)
             low = tuple(part.mean < plan.threshold for part in sums)
-            pair = Pair(first, second, (low[0], low[1]))
+            pair = Pair(first, second, (low[0], low[1]), (sums[0] + sums[1]).mean)
             found = plan.hypothesis(pair)
             if plan.replicates is not None:
                 pseudocounts = found.get("pseudocounts")

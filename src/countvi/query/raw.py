@@ -36,6 +36,9 @@ class CountSums:
     def __sub__(self, part: CountSums) -> CountSums:
         return CountSums(**{f.name: getattr(self, f.name) - getattr(part, f.name) for f in fields(self)})
 
+    def __add__(self, other: CountSums) -> CountSums:
+        return CountSums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
     @classmethod
     def side_by_side(cls, parts: Sequence[CountSums]) -> CountSums:
         """Join the features of several modalities."""

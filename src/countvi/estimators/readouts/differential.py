@@ -105,10 +105,11 @@ def differential_expression(
     test_mode
         ``"three"``: ``proba_de`` is the larger of ``prob_up`` and ``prob_down``; ``"two"``: their sum.
     pseudocounts
-        Added to frequencies before logarithms; ``None`` estimates it: the 90% quantile, over features with a mean
-        count below ``threshold_counts`` in a population, of the largest frequency drawn.
+        Added to frequencies before logarithms; ``None`` is a tenth of a count of a cell: 0.1 over the mean library
+        size of the cells that are compared, which is the same for all features and whichever of them were kept.
     threshold_counts
-        Features with a smaller mean count in a population show what an estimated pseudocount must hide.
+        With ``convention="scvi-tools"``: features with a smaller mean count in a population, from which it estimates
+        the pseudocount.
     change_fn
         ``"log-fold"`` (default), ``"difference"`` of frequencies, or a function of both frequencies (draws x
         features) and the pseudocounts.
@@ -140,6 +141,8 @@ def differential_expression(
             Mean expected frequency in both populations.
         ``pseudocounts``, ``delta``
             What was used.
+        ``lfc``
+            The log2 fold change between the populations: of ``scale1 + pseudocounts`` over ``scale2 + pseudocounts``.
         ``lfc_mean``, ``lfc_median``, ``lfc_std``, ``lfc_min``, ``lfc_max``
             Of the changes of all pairs (log2 fold changes by default).
         ``lfc_confidence_interval_{level}_min``, ``..._max``
@@ -168,8 +171,9 @@ def differential_expression(
 
     Notes
     -----
-    scvi-tools divides an estimated pseudocount by the number of features, and summarises (``lfc_*``) with a
-    thousandth of the pseudocount that it tests with.
+    scvi-tools takes as pseudocount the 90% quantile, over features hardly seen, of the largest frequency drawn,
+    divided by the number of features, and summarises (``lfc``, ``lfc_*``) with a thousandth of what it tests with.
+    ``TOTALVI`` of scvi-tools takes 1e-5 for genes.
 
     References
     ----------

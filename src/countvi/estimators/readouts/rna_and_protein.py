@@ -11,7 +11,7 @@ import pandas as pd
 from countvi import query, seeding
 from countvi.batch import PROTEIN, RNA
 from countvi.errors import OptionError
-from countvi.estimators.comparisons import ComparedFeatures
+from countvi.estimators.comparisons import AS_SCVI_TOOLS, ComparedFeatures
 from countvi.estimators.comparisons import differential as compared
 from countvi.estimators.names import Indices, resolve_batches
 from countvi.estimators.options import NOT_NEGATIVE, POSITIVE, WHOLE
@@ -189,7 +189,7 @@ def differential_expression(
     sample_protein_mixing: bool = False,
     include_protein_background: bool = False,
     use_field: Sequence[Literal["rna", "protein"]] | None = None,
-    pseudocounts: float | None = 1e-5,
+    pseudocounts: float | None = None,
     **named: Any,
 ) -> pd.DataFrame:
     """Compare genes and proteins of populations of cells, side by side.
@@ -205,7 +205,8 @@ def differential_expression(
     use_field
         ``"rna"`` or ``"protein"`` alone; by default both.
     pseudocounts
-        Added to the frequencies of genes before logarithms; ``None`` estimates it.
+        Added to the frequencies of genes before logarithms; ``None`` is a tenth of a count of a cell, and 1e-5 with
+        ``convention="scvi-tools"``.
 
     Returns
     -------
@@ -230,7 +231,8 @@ def differential_expression(
         features = self.registry.modality(name).feature_names
         names += [f"{feature}_protein" for feature in features] if name == PROTEIN else features
         prior = NOT_NEGATIVE("protein_prior_count", protein_prior_count)
-        genes = np.nan if pseudocounts is None else NOT_NEGATIVE("pseudocounts", pseudocounts)
+        usual = 1e-5 if options.convention == AS_SCVI_TOOLS else np.nan
+        genes = usual if pseudocounts is None else NOT_NEGATIVE("pseudocounts", pseudocounts)
         added += [prior if name == PROTEIN else genes] * len(features)
     feature = ComparedFeatures(
         np.array(names, dtype=object), expression, counts, np.array(added), [name == RNA for name in counts]
