@@ -121,7 +121,7 @@ def _open(file: Path) -> zipfile.ZipFile:
         raise FileFormatError(message)
     try:
         return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except Exception as error:  # a damaged archive can fail in any way
         message = f"{file} is truncated or damaged ({error}): copy it again from where it was saved."
         raise FileFormatError(message) from error
 
@@ -144,7 +144,7 @@ def _member(archive: zipfile.ZipFile, name: str, file: Path) -> bytes:
     """Contents of one member."""
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
+    except Exception as error:  # a damaged archive can fail in any way, names and encryption included
         message = f"{file} is damaged: its member {name!r} cannot be read ({error}); copy it again."
         raise FileFormatError(message) from error
 
