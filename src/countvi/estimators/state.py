@@ -432,7 +432,10 @@ class Fitted(ABC, Generic[M]):
         """One row per epoch over all runs, indexed by epoch.
 
         ``elbo_train`` and ``elbo_validation`` are *negative* evidence lower bounds per cell in nats, lower is better,
-        as in scvi-tools; ``reconstruction_loss_*`` and ``kl_local_*`` are their two parts; ``kl_weight`` and ``lr`` are
+        as in scvi-tools; ``reconstruction_loss_*`` and ``kl_local_*`` are their two parts. ``kl_global_*`` is
+        the negative log-prior of what belongs to no cell (see ``get_log_prior``), divided by the number of training
+        cells: nats per cell like its neighbours, and as ``train_loss`` counts it. It is not part of ``elbo_*``.
+        ``kl_weight`` and ``lr`` are
         the values at the end of the epoch; ``n_rollbacks`` counts steps undone because they were not finite;
         ``seconds`` is the time the epoch took.
         """

@@ -376,7 +376,7 @@ class _Run:
             sums.totals = self._sum(nothing if sums.totals is None else sums.totals.double())
             cells_and_loss = self._sum(torch.tensor([sums.n_cells, sums.loss], dtype=torch.float64).to(nothing))
             sums.n_cells, sums.loss = int(cells_and_loss[0]), float(cells_and_loss[1])
-        return sums.means() if sums.n_cells else {"loss": math.nan, "elbo": math.nan}
+        return sums.means(self.loader.n_train) if sums.n_cells else {"loss": math.nan, "elbo": math.nan}
 
     def _all_agree(self, finite: bool) -> bool:
         if self.world == 1:
