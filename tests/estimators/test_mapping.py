@@ -221,7 +221,7 @@ def test_what_moves_without_a_word_is_what_the_docstring_names(case) -> None:
     assert any("running" in name for name in norms) == any(
         "batch_norm" in name and name.startswith("decode") for name in known
     )
-    cells = reference.adata if case != "multimodal" else reference.mdata
+    cells = reference.adata
     np.testing.assert_array_equal(model.get_latent_representation(cells), reference.get_latent_representation())
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from abc import ABC
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from countvi import data as data_layer
-from countvi.errors import DataWarning, OptionError
+from countvi.errors import DataWarning, OptionError, warn
 from countvi.estimators import mapping, minified, training
 from countvi.estimators.base import Estimator
 from countvi.estimators.build.regularized import ModalityStart, build_regularized
@@ -69,7 +68,7 @@ def warn_of_encoder(registry: data_layer.Registry) -> None:
             f"encoder_covariate_keys={registry.setup_args['encoder_covariate_keys']}: encoders that see technical "
             "covariates can carry them into the cell state. The default, False, lets them see counts only."
         )
-        warnings.warn(message, DataWarning, stacklevel=3)
+        warn(message, DataWarning)
 
 
 class RegularizedEstimator(Estimator["Regularized"], ABC):

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import inspect
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from countvi import query, seeding
+from countvi import ops, query, seeding
 from countvi.data import Dataset, Split
-from countvi.errors import NonFiniteError, OptionError, TrainingWarning
+from countvi.errors import NonFiniteError, OptionError, TrainingWarning, warn
 from countvi.estimators.loader import DatasetLoader
 from countvi.estimators.options import WHOLE
 from countvi.estimators.splits import SplitRequest, settle_split
@@ -145,7 +144,8 @@ def train(
         If training cannot be kept finite; names the first offending quantity, gene, cell and batch.
     """
     arguments = locals()
-    run(arguments.pop("self"), requested(self, **arguments))
+    with ops.quietly(not enable_progress_bar):
+        run(arguments.pop("self"), requested(self, **arguments))
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def run(model: Fitted, request: TrainRequest) -> None:
             "learned in them, and train() goes on from there. A run with checkpoint_dir=... can be resumed instead, to "
             "the end that it would have had."
         )
-        warnings.warn(message, TrainingWarning, stacklevel=3)
+        warn(message, TrainingWarning)
 
 
 def _bound(module: CountModel, dataset: Dataset, rows: np.ndarray) -> float:
@@ -316,7 +316,7 @@ def _check_convergence(before: float, after: float, rate: float) -> None:
             f"Training diverged: the evidence lower bound is {after:,.1f} nats per cell, and was {before:,.1f} before. "
             f"{advice}"
         )
-        warnings.warn(message, TrainingWarning, stacklevel=4)
+        warn(message, TrainingWarning)
 
 
 def fill_levels_without_data(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:

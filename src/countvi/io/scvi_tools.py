@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +12,7 @@ from torch import Tensor
 from countvi import data as data_layer
 from countvi import files
 from countvi.batch import RNA
-from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
+from countvi.errors import DataWarning, FileFormatError, OptionError, shorten, warn
 from countvi.estimators import persistence
 from countvi.estimators.base import Estimator
 from countvi.estimators.build.scvi import SCVIOptions
@@ -138,7 +137,7 @@ def _split_from_scvi(parts: list[Any], n_cells: int) -> data_layer.Split | None:
             "The training and held-out cells stored with this model do not fit the data given; train() will draw a "
             "new split."
         )
-        warnings.warn(message, DataWarning, stacklevel=3)
+        warn(message, DataWarning)
         return None
 
 

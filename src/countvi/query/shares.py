@@ -17,16 +17,16 @@ _NOTHING, _TINY = -80.0, 1e-30
 def expected_shares(loc: Tensor, scale: Tensor) -> Tensor:
     r"""Return :math:`E[v_t / \sum_s v_s]` of independent :math:`\log v_t \sim \mathrm{Normal}(m_t, d_t)`.
 
-    As :math:`1 / v = \int_0^\infty e^{-u v} du`, the expectation is one integral over u of products of expectations over
-    one variable each,
+    As :math:`1 / v = \int_0^\infty e^{-u v} du`, the expectation is one integral over u of products of expectations
+    over one variable each,
 
     .. math::
 
         E\left[\frac{v_t}{\sum_s v_s}\right]
             = \int_0^\infty E[v_t e^{-u v_t}] \prod_{s \ne t} E[e^{-u v_s}]\, du,
 
-    here by the trapezoidal rule in log u and Gauss-Hermite quadrature. The error is below 1e-5 for deviations up to 2 and
-    below 1e-3 up to 3, against the same rule with many more points. It takes 1,280 exponentials for each entry.
+    here by the trapezoidal rule in log u and Gauss-Hermite quadrature. The error is below 1e-5 for deviations up to 2
+    and below 1e-3 up to 3, against the same rule with many more points. It takes 1,280 exponentials for each entry.
 
     Parameters
     ----------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from countvi import seeding
 from countvi.batch import Batch
-from countvi.errors import TrainingWarning, choose
+from countvi.errors import TrainingWarning, choose, warn
 from countvi.models.count_model import CountModel
 from countvi.models.objective import Objective
 from countvi.train.callbacks import Callback, Progress
@@ -404,4 +403,4 @@ class _Run:
                 f"weight ends at {self.kl_weight(total - 1):.2f}. Leave n_epochs_kl_warmup and n_steps_kl_warmup out "
                 f"to warm up over the first {self.plan.kl_warmup_fraction:.0%} of the run."
             )
-            warnings.warn(message, TrainingWarning, stacklevel=2)
+            warn(message, TrainingWarning)

@@ -66,8 +66,7 @@ def get_normalized_expression(
         Draw whether each count is background, rather than weight by the probability.
     scale_protein
         Divide proteins by their sum over all proteins of the cell. The mean over draws is that of the quotient, by
-        quadrature over the background: about 5 microseconds per protein and draw of a cell on one core, and as much again
-        for each further batch of ``transform_batch``.
+        quadrature over the background: about 5 microseconds per protein, batch and draw of a cell on one core.
     include_protein_background
         Add the background, :math:`\pi \beta`.
     return_mean
