@@ -13,7 +13,7 @@ import torch
 
 import countvi
 import countvi.train
-from countvi.errors import DataWarning, OptionError, TrainingWarning, UnknownNameError, shorten
+from countvi.errors import DataWarning, NonFiniteError, OptionError, TrainingWarning, UnknownNameError, shorten
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,19 @@ class _Interrupts(countvi.train.Callback):
 
     def on_epoch_end(self, progress: countvi.train.Progress) -> None:
         raise KeyboardInterrupt
+
+
+def test_a_diverged_model_says_why_it_draws_no_counts() -> None:
+    adata = anndata.AnnData(np.random.default_rng(0).poisson(2.0, (40, 6)).astype(np.float32))
+    countvi.SCVI.setup_anndata(adata)
+    model = countvi.SCVI(adata, n_hidden=4, n_latent=2)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    with torch.no_grad():
+        for name, parameter in model.module.named_parameters():
+            if "theta" in name:
+                parameter[..., 3:] = torch.inf
+    for ask in (model.posterior_predictive_sample, model.get_predictive_checks):
+        with pytest.raises(
+            NonFiniteError, match=r"dispersions of 3 features of 'rna' is not finite, first in column 3"
+        ):
+            ask()

@@ -10,7 +10,7 @@
     │   └── UnknownArgumentError (TypeError) an argument that does not exist
     ├── NotTrainedError (RuntimeError)  a read-out was asked of a model without a fit
     ├── NotSetUpError (RuntimeError)    ``setup_anndata`` was not called on this object
-    ├── NonFiniteError (RuntimeError)   training met NaN or infinity again and again
+    ├── NonFiniteError (RuntimeError)   training or a read-out met NaN or infinity
     └── FileFormatError (ValueError)    a model folder or file that cannot be read
 
     DataWarning (UserWarning)           something in the data that a user should look at
