@@ -149,7 +149,7 @@ def test_mean_shares_are_means_of_shares(model, background):
     arguments = {"indices": [0, 40], "scale_protein": True, "include_protein_background": background}
     model = copy.deepcopy(model)
     with torch.no_grad():  # a background that is less certain than that of this fit
-        model.module.protein.scale.bias += 1.0
+        model.module.protein.scale.bias += 3.0
     _, exact = model.get_normalized_expression(**arguments, use_z_mean=True, return_numpy=True)
     cells = model.dataset.batch(np.array([0, 40]))
     with torch.no_grad():
