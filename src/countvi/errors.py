@@ -7,9 +7,10 @@
     │   ├── UnknownNameError (KeyError) a key, gene, category or option that does not exist
     │   └── MismatchError               data that do not fit the data the model was set up with
     ├── OptionError (ValueError)        an argument outside what it may be
+    │   └── UnknownArgumentError (TypeError) an argument that does not exist
     ├── NotTrainedError (RuntimeError)  a read-out was asked of a model without a fit
     ├── NotSetUpError (RuntimeError)    ``setup_anndata`` was not called on this object
-    ├── NonFiniteError (RuntimeError)   training met NaN or infinity again and again
+    ├── NonFiniteError (RuntimeError)   training or a read-out met NaN or infinity
     └── FileFormatError (ValueError)    a model folder or file that cannot be read
 
     DataWarning (UserWarning)           something in the data that a user should look at
@@ -23,10 +24,16 @@ and counts. Errors are raised where data or arguments enter (``data``, ``estimat
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+# Files of countvi, and what calls its functions for it: decorators of torch and of the standard library.
+_OURS = str(Path(__file__).parent)
+_BETWEEN = ("torch", "lightning", "lightning_fabric", "contextlib", "functools")
 
 
 class CountviError(Exception):
@@ -52,6 +59,10 @@ class OptionError(CountviError, ValueError):
     """An argument outside what it may be."""
 
 
+class UnknownArgumentError(OptionError, TypeError):
+    """An argument that does not exist."""
+
+
 class NotTrainedError(CountviError, RuntimeError):
     """A read-out was asked of a model without a fit."""
 
@@ -74,6 +85,18 @@ class DataWarning(UserWarning):
 
 class TrainingWarning(UserWarning):
     """Something in a fit that a user should look at."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user: the innermost one that is neither countvi's nor of what calls it for countvi."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _is_inside(frame.f_code.co_filename, frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_inside(filename: str, module: str) -> bool:
+    return filename.startswith(_OURS) or module.partition(".")[0] in _BETWEEN
 
 
 def did_you_mean(name: object, candidates: Iterable[object], limit: int = 3) -> str:

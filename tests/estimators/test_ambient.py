@@ -367,9 +367,18 @@ def test_evidence_with_the_terms_of_the_whole_data(trained: Any) -> None:
     history = trained.history
     terms = trained.get_log_prior()
     assert set(terms) == {"rna.theta", "rna.scaling"}
-    assert -sum(terms.values()) == pytest.approx(history["kl_global_validation"].iloc[-1], rel=1e-4)
+    per_cell = -sum(terms.values()) / len(trained.train_indices)
+    assert per_cell == pytest.approx(history["kl_global_validation"].iloc[-1], rel=1e-4)
     assert trained.get_marginal_ll(n_mc_samples=200) > trained.get_elbo()
     assert set(trained.get_reconstruction_error()) == {"reconstruction_loss"}
+
+
+def test_columns_of_the_history_are_of_one_unit() -> None:
+    """What was descended is the sum of its parts, with the divergence at a weight between none and all."""
+    history = fit({"batch_key": "batch"}, epochs=3).history
+    assert (history["kl_global_train"].abs() > 0.1).all()
+    rest = history["train_loss"] - history["reconstruction_loss_train"] - history["kl_global_train"]
+    assert (rest >= -1e-3).all() and (rest <= history["kl_local_train"] + 1e-3).all()
 
 
 def test_modality_names(trained: Any) -> None:

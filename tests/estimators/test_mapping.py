@@ -206,6 +206,26 @@ def test_each_option_lets_go_of_what_it_names(option) -> None:
     assert moved == named
 
 
+@pytest.mark.parametrize("case", ["scvi", "scvi-all", "totalvi", "ambient", "multimodal"])
+def test_what_moves_without_a_word_is_what_the_docstring_names(case) -> None:
+    reference, query = CASES[case]()
+    known = _state(reference)
+    model, _ = _map(reference, query)
+    after = _state(model)
+    moved = set()
+    for name, tensor in known.items():
+        same_shape = after[name].shape == tensor.shape
+        if not (torch.equal(after[name], tensor) if same_shape else _rows(tensor) <= _rows(after[name])):
+            moved.add(name)
+    norms = {name for name in moved if "batch_norm" in name and name.startswith("decode")}
+    assert {name for name in moved - norms if "library." not in name} == set()
+    assert any("running" in name for name in norms) == any(
+        "batch_norm" in name and name.startswith("decode") for name in known
+    )
+    cells = reference.adata
+    np.testing.assert_array_equal(model.get_latent_representation(cells), reference.get_latent_representation())
+
+
 @pytest.mark.parametrize("held", [True, False])
 def test_the_first_layer_of_the_trunks_is_held_or_let_go(held) -> None:
     """That of TOTALVI's four trunks is one layer, and not part of any of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import anndata
@@ -12,6 +13,7 @@ import torch
 
 import countvi
 from countvi.errors import DataWarning, NotSetUpError, OptionError, UnknownNameError
+from countvi.query.draws import posterior_mean
 
 N_CELLS, N_GENES, N_PROTEINS = 600, 30, 6
 
@@ -139,6 +141,28 @@ def test_means_over_the_background_are_exact(model):
         latents = model.module.sample(model.module.guide(batch), torch.Generator().manual_seed(0))
         drawn = model.module.generate(latents, batch.design)["protein"].rate.log_background.exp()
     np.testing.assert_allclose(exact[0], drawn.mean(0), rtol=0.1)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_mean_shares_are_means_of_shares(model, background):
+    """Given the mean of z, shares average to what the mean says; the share of the means is another number."""
+    arguments = {"indices": [0, 40], "scale_protein": True, "include_protein_background": background}
+    model = copy.deepcopy(model)
+    with torch.no_grad():  # a background that is less certain than that of this fit
+        model.module.protein.scale.bias += 3.0
+    _, exact = model.get_normalized_expression(**arguments, use_z_mean=True, return_numpy=True)
+    cells = model.dataset.batch(np.array([0, 40]))
+    with torch.no_grad():
+        guide = model.module.guide(cells)
+        rate = model.module.generate(posterior_mean(guide), cells.design)["protein"].rate
+    loc, scale, pi = rate.loc.numpy(), rate.scale_of_log.numpy(), rate.pi_logits.sigmoid().numpy()
+    beta = np.exp(loc + scale * np.random.default_rng(0).normal(size=(100_000, *loc.shape)))
+    values = beta * ((1 - pi) * rate.log_alpha.exp().numpy() + background * pi)
+    shares = values / values.sum(-1, keepdims=True)
+    error = shares.std(0) / np.sqrt(len(shares))
+    np.testing.assert_allclose(exact, shares.mean(0), atol=5 * error.max(), rtol=0)
+    of_means = values.mean(0) / values.mean(0).sum(-1, keepdims=True)
+    assert np.abs(of_means - shares.mean(0)).max() > 20 * error.max()
 
 
 def test_shapes_names_and_evidence(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 
@@ -60,3 +61,15 @@ def test_the_bar(tiny):
     bar.on_train_end(progress)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
     assert "2/4" in shown and "ELBO (held-out) -1,234.6" in shown
+
+
+@pytest.mark.parametrize(("installed", "kind"), [(False, PlainProgress), (True, BarProgress)])
+def test_a_notebook_has_a_bar_where_that_can_be_shown(monkeypatch, installed, kind):
+    """Rich shows nothing of a moving bar in a notebook without ipywidgets."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    known = importlib.util.find_spec
+    widgets = object() if installed else None
+    monkeypatch.setattr(
+        "countvi.train.progress.find_spec", lambda name: widgets if name == "ipywidgets" else known(name)
+    )
+    assert [type(one) for one in progress_callback(True)] == [kind]

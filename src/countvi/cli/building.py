@@ -37,7 +37,12 @@ def command(name: str, what: str) -> typer.Typer:
         _refuse([*(word for word in taken if word.startswith("-")), *context.args], options)
         config = written["config"]
         given = GivenOptions(name, options, read(options, {**written, "config": None}, config and Path(config)))
-        _module(name).run(**given.of(), given=given)
+        # Imported when it runs: help needs no torch.
+        from countvi.ops import quietly
+
+        own = given.of()
+        with quietly(bool(own.get("quiet"))):
+            _module(name).run(**own, given=given)
 
     hints = {"context": typer.Context, **{option.name: _annotation(option) for option in options}}
     kind = inspect.Parameter.KEYWORD_ONLY

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 
 from countvi.data.container import obs_column
 from countvi.data.registry import Category, Column, Moments, category_key, plain
-from countvi.errors import DataError, DataWarning, MismatchError, did_you_mean
+from countvi.errors import DataError, DataWarning, MismatchError, did_you_mean, warn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +56,7 @@ def read_column(data: Container, key: str | None, argument: str) -> Column:
             f"{argument}: obs[{key!r}] has {len(categories):,} categories for {data.n_obs:,} cells, so that most have "
             "one cell, of which nothing can be learned; is it a column of names?"
         )
-        warnings.warn(message, DataWarning, stacklevel=4)
+        warn(message, DataWarning)
     return Column(key, categories)
 
 
@@ -71,7 +70,7 @@ def warn_of_look_alikes(categories: Sequence[Category], key: str) -> None:
                 f"obs[{key!r}] has {other!r} and {category!r}, which count as two categories; if they mean one, use "
                 f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).str.strip()`."
             )
-            warnings.warn(message, DataWarning, stacklevel=5)
+            warn(message, DataWarning)
             return
 
 
@@ -143,10 +142,10 @@ def codes_of(values: pd.Series, column: Column, name: str) -> NDArray[np.int64]:
         n_cells = int((table[coded.codes] < 0).sum())
         hint = did_you_mean(unseen[0], column.categories) if len(unseen) == 1 else ""
         message = (
-            f"obs[{column.key!r}] ({name}) has {len(unseen)} "
-            f"{'category' if len(unseen) == 1 else 'categories'} in {n_cells:,} cells that the model does not know: "
-            f"{_list(unseen)}. It knows {_list(column.categories)}.{hint} Rename them to known categories, "
-            "map these cells onto the model with `load_query_data`, or train a model on both data sets."
+            f"obs[{column.key!r}] ({name}) has {len(unseen)} {'category' if len(unseen) == 1 else 'categories'} in "
+            f"{n_cells:,} cells that the model does not know: {_list(unseen)}. It knows "
+            f"{_list(column.categories)}.{hint} Rename them to known categories, map these cells onto the model with "
+            "`load_query_data`, or train a model on both data sets."
         )
         raise MismatchError(message)
     return table[coded.codes]
@@ -187,8 +186,8 @@ def _finite(values: pd.Series, key: str) -> NDArray[np.float64]:
     if bad.any():
         message = (
             f"obs[{key!r}] has {int(bad.sum()):,} NaN or infinite values (first in cell "
-            f"{str(values.index[int(np.argmax(bad))])!r}); a continuous covariate must be finite. "
-            "Remove these cells or fill in the values."
+            f"{str(values.index[int(np.argmax(bad))])!r}); a continuous covariate must be finite. Remove these cells "
+            "or fill in the values."
         )
         raise DataError(message)
     return numbers
@@ -235,8 +234,8 @@ def _check_missing(values: pd.Series, key: str) -> None:
 def _numbers(values: pd.Series, key: str, what: str) -> NDArray[np.float64]:
     if not pd.api.types.is_numeric_dtype(values.dtype):
         message = (
-            f"{what} must be numeric; obs[{key!r}] has dtype {values.dtype}. Convert it with "
-            f"`adata.obs[{key!r}] = pd.to_numeric(adata.obs[{key!r}])`, or pass it as a categorical covariate."
+            f"{what} must be numeric; obs[{key!r}] has dtype {values.dtype}. Convert it with `adata.obs[{key!r}] = "
+            f"pd.to_numeric(adata.obs[{key!r}])`, or pass it as a categorical covariate."
         )
         raise DataError(message)
     return values.to_numpy(dtype=np.float64, na_value=np.nan)

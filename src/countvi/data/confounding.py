@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 
 from countvi.data.covariates import LABELS_COLUMN
 from countvi.data.registry import Registry
-from countvi.errors import DataWarning
+from countvi.errors import DataWarning, warn
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -77,7 +76,7 @@ def warn_of_confounding(table: pd.DataFrame, where: str) -> None:
         return
     more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
     message = f"Covariates are confounded: {'; '.join(problems[:_NAMED])}{more} (see {where})."
-    warnings.warn(message, DataWarning, stacklevel=3)
+    warn(message, DataWarning)
 
 
 def _row(table: NDArray[np.int64], registry: Registry, i: int, j: int) -> tuple[object, ...]:

@@ -6,7 +6,6 @@ A MuData is recognised without importing mudata: who has one has imported it.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, TypeGuard
 
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from countvi.errors import DataError, DataWarning, UnknownNameError, did_you_mean, shorten
+from countvi.errors import DataError, DataWarning, UnknownNameError, did_you_mean, shorten, warn
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -122,7 +121,7 @@ def check_container(data: object, modalities: Sequence[CountMatrix]) -> None:
                 f"The MuData has no modality {part!r}, which the model has: its cells count as not measured in it."
                 f"{did_you_mean(part, mdata.mod)}"
             )
-            warnings.warn(message, DataWarning, stacklevel=3)
+            warn(message, DataWarning)
     for part in known:
         if mdata.mod[part].n_obs:
             checked(mdata.mod[part], part_text(part))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from countvi.data.minified import AbsentSource, Stored, measured_of, stored_of
 from countvi.data.registry import CountMatrix, Registry
 from countvi.data.source import CountSource, InMemorySource, UnpairedSource, location_text, open_source
 from countvi.data.validate import CountSummary, summarize
-from countvi.errors import DataWarning, MismatchError, did_you_mean, shorten
+from countvi.errors import DataWarning, MismatchError, did_you_mean, shorten, warn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -329,7 +328,7 @@ def _align(adata: AnnData, modality: CountMatrix) -> ColumnMap | None:
             f"{len(missing):,} of the model's {modality.n_features:,} {modality.noun}s have no column in "
             f"{location_text(modality.location, owner)}: {shorten(missing)}; they count as not measured."
         )
-        warnings.warn(message, DataWarning, stacklevel=4)
+        warn(message, DataWarning)
     elif missing:
         hint = did_you_mean(missing[0], names) if len(missing) == 1 else ""
         where = f"{owner}.var_names"

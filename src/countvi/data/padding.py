@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from countvi.data.container import check_container, part_of
 from countvi.data.dataset import missing_features
 from countvi.data.registry import CountMatrix, Registry
 from countvi.data.source import open_source
-from countvi.errors import DataError, DataWarning, shorten
+from countvi.errors import DataError, DataWarning, shorten, warn
 
 if TYPE_CHECKING:
     from mudata import MuData
@@ -85,9 +84,9 @@ def _padded(adata: AnnData, modalities: Sequence[CountMatrix]) -> AnnData:
         n_shared = len(names) - len(missing_features(adata, modality))
         if n_shared == 0:
             message = (
-                f"The query has none of the model's {len(names):,} {noun}s. The model knows "
-                f"{shorten(names, limit=3)}, the query {shorten(list(adata.var_names), limit=3)}; are these "
-                "different kinds of names (symbols and Ensembl ids)?"
+                f"The query has none of the model's {len(names):,} {noun}s. The model knows {shorten(names, limit=3)}, "
+                f"the query {shorten(list(adata.var_names), limit=3)}; are these different kinds of names (symbols and "
+                "Ensembl ids)?"
             )
             raise DataError(message)
         if n_shared < _ENOUGH_SHARED * len(names):
@@ -96,7 +95,7 @@ def _padded(adata: AnnData, modalities: Sequence[CountMatrix]) -> AnnData:
                 "the others are filled with zeros, which the model takes for measurements. Expect poor results; "
                 f"better train a model on the {noun}s that both have."
             )
-            warnings.warn(message, DataWarning, stacklevel=3)
+            warn(message, DataWarning)
         columns = ColumnMap.from_names(list(adata.var_names), names)
         block = open_source(adata, modality.location, columns).take(np.arange(adata.n_obs))
         matrix = sp.csr_matrix(

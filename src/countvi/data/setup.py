@@ -213,8 +213,8 @@ def location_of(layer: str | None) -> str:
     """
     if layer is not None and not isinstance(layer, str):
         message = (
-            f"A layer is named by text; got {layer!r}. Give a layer with another key a name, "
-            f"`adata.layers['counts'] = adata.layers.pop({layer!r})`, and pass that."
+            f"A layer is named by text; got {layer!r}. Give a layer with another key a name, `adata.layers['counts'] = "
+            f"adata.layers.pop({layer!r})`, and pass that."
         )
         raise OptionError(message)
     return "X" if layer is None else f"layers/{layer}"

@@ -6,7 +6,6 @@ dtype or the order of its genes: both are done to the block.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,7 +31,7 @@ from countvi.data.compressed_rows import (
     sum_repeats,
     to_block,
 )
-from countvi.errors import DataError, DataWarning, UnknownNameError, did_you_mean, shorten
+from countvi.errors import DataError, DataWarning, UnknownNameError, did_you_mean, shorten, warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -126,7 +125,7 @@ class InMemorySource(CountSource):
                 f"The counts are stored as {matrix.format.upper()}, which is slow to read by cell; a CSR copy is "
                 "made. Convert them once with `.tocsr()` to avoid this."
             )
-            warnings.warn(message, DataWarning, stacklevel=2)
+            warn(message, DataWarning)
             matrix = matrix.tocsr()
         if matrix.dtype == np.float16 or not matrix.dtype.isnative:  # which scipy cannot index
             matrix = matrix.astype(np.float32)
@@ -414,8 +413,8 @@ def _of_frame(frame: pd.DataFrame, where: str) -> NDArray[np.float32]:
     others = [f"{n} ({dtype})" for n, dtype in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
     if others:
         message = (
-            f"{where} has columns that do not hold numbers: {shorten(others)}; drop them, "
-            f"`{where} = {where}.drop(columns=[...])`, or make numbers of them, `.astype(float)`."
+            f"{where} has columns that do not hold numbers: {shorten(others)}; drop them, `{where} = "
+            f"{where}.drop(columns=[...])`, or make numbers of them, `.astype(float)`."
         )
         raise DataError(message)
     # Missing values of pandas' own dtypes become NaN, which every reader knows.

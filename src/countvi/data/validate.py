@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from anndata.abc import CSCDataset, CSRDataset
 
 from countvi.data.container import part_of, part_text
 from countvi.data.source import location_text
-from countvi.errors import DataError, DataWarning
+from countvi.errors import DataError, DataWarning, warn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -193,22 +192,22 @@ def check_counts(
     if summary.n_fractional and not allow_fractional:
         shape = "and looks log-transformed " if summary.looks_log_transformed else ""
         message = (
-            f"{where} has {summary.n_fractional:,} values that are not whole numbers {shape}"
-            f"(max {summary.maximum:.1f}); raw counts are expected. {_advice(data, modality)}"
+            f"{where} has {summary.n_fractional:,} values that are not whole numbers {shape}(max "
+            f"{summary.maximum:.1f}); raw counts are expected. {_advice(data, modality)}"
         )
-        warnings.warn(message, DataWarning, stacklevel=2)
+        warn(message, DataWarning)
     if summary.n_empty_cells and not summary.n_negative:
         message = (
             f"{summary.n_empty_cells:,} of {summary.n_measured:,} cells have no counts in {where}: nothing can be "
             f"learned from them. {_filter(modality, 'cells')}"
         )
-        warnings.warn(message, DataWarning, stacklevel=2)
+        warn(message, DataWarning)
     if summary.n_empty_features and not summary.n_negative:
         message = (
             f"{summary.n_empty_features:,} of {summary.n_features:,} {genes} have no counts in {where}: they cost time "
             f"and tell nothing. {_filter(modality, 'genes')}"
         )
-        warnings.warn(message, DataWarning, stacklevel=2)
+        warn(message, DataWarning)
 
 
 def _first(block: CountBlock, bad: NDArray[np.bool_], start: int) -> tuple[int, int]:

@@ -40,7 +40,12 @@ def load_query_data(
 
     The result is a model of the new cells with the same cell states as the reference. Their batches, and categories
     of other covariates that the reference does not know, become new rows of its tables; :meth:`train` then learns
-    these rows and holds the rest, to the bit. New rows start at the mean of the known ones.
+    these rows. New rows start at the mean of the known ones. Of what the reference knows, the encoder, the rows of
+    known categories, dispersions and backgrounds are held, to the bit, so cell states of the reference's own cells do
+    not change. By default two things move, as in scvi-tools: batch normalisation of the decoder (scale, shift and
+    running statistics), and the encoder of library sizes in models that infer them. Decoded expression of the
+    reference's cells, asked of the mapped model, then differs from the reference's. ``freeze_batchnorm_decoder=True,
+    freeze_library_encoder=True`` holds these too.
 
     Parameters
     ----------
@@ -58,9 +63,10 @@ def load_query_data(
     freeze_decoder_first_layer
         Hold the first layer of the decoders.
     freeze_batchnorm_encoder, freeze_batchnorm_decoder
-        Hold batch normalisation, and normalise with the reference's statistics in training too.
+        Hold batch normalisation, and normalise with the reference's statistics in training too. That of the decoder
+        moves by default.
     freeze_library_encoder
-        Hold the network that infers library sizes, in models that infer them.
+        Hold the network that infers library sizes, in models that infer them. It moves by default.
     device
         Where to put the model.
     seed

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import importlib.metadata
 import platform
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from countvi import data as data_layer
 from countvi import files
-from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
+from countvi.errors import DataWarning, FileFormatError, OptionError, shorten, warn
 from countvi.estimators.bounded import check_depth, first_line, whole
 from countvi.estimators.state import Mapped
 from countvi.train import Row
@@ -225,5 +224,5 @@ def _known_split(model: Fitted, split: data_layer.Split) -> data_layer.Split | N
         "These are not the data this model was trained on, so its split into training and held-out cells does "
         "not apply; the next train() draws a new one."
     )
-    warnings.warn(message, DataWarning, stacklevel=5)
+    warn(message, DataWarning)
     return None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from countvi import data as data_layer
-from countvi.errors import DataWarning, OptionError
+from countvi.errors import DataWarning, OptionError, warn
 from countvi.estimators import training
 from countvi.estimators.build.regularized import ModalityStart, build_regularized
 from countvi.estimators.signatures import passes_on_to
@@ -59,7 +58,7 @@ def warn_of_encoder(registry: data_layer.Registry) -> None:
             f"encoder_covariate_keys={registry.setup_args['encoder_covariate_keys']}: encoders that see technical "
             "covariates can carry them into the cell state. The default, False, lets them see counts only."
         )
-        warnings.warn(message, DataWarning, stacklevel=3)
+        warn(message, DataWarning)
 
 
 @passes_on_to(training.train)

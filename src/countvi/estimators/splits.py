@@ -109,10 +109,8 @@ def settle_split(current: Split | None, request: SplitRequest, n_cells: int, see
     if request.unspecific or same_split(current, request.make(n_cells, seed)):
         return current
     message = (
-        f"This model was trained on {len(current.train):,} cells with {len(current.validation):,} held out, and "
-        "the split asked for now "
-        "is another one: cells held out before would be trained on. Leave train_size, validation_size and "
-        "external_indexing out, or "
-        "start from a new model."
+        f"This model was trained on {len(current.train):,} cells with {len(current.validation):,} held out, and the "
+        "split asked for now is another one: cells held out before would be trained on. Leave train_size, "
+        "validation_size and external_indexing out, or start from a new model."
     )
     raise OptionError(message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,10 +13,11 @@ import torch
 
 from countvi import data as data_layer
 from countvi import query, seeding
-from countvi.errors import DataError, DataWarning, MismatchError, NotSetUpError, NotTrainedError, OptionError
+from countvi.errors import DataError, DataWarning, MismatchError, NotSetUpError, NotTrainedError, OptionError, warn
 from countvi.estimators.checked import CheckedCells
 from countvi.estimators.names import Indices, resolve_rows
 from countvi.estimators.options import WHOLE
+from countvi.estimators.signatures import name_unknown_arguments
 from countvi.models.count_model import CountModel
 from countvi.nn.surgery import Freezing, freeze
 from countvi.train import Row
@@ -162,6 +162,10 @@ class Fitted(ABC, Generic[M]):
     """What ``train`` does where a user does not say."""
     set_up_by: ClassVar[str] = "setup_anndata"
     """The method that says which parts of the data are read."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        name_unknown_arguments(cls)
 
     def __init__(
         self,
@@ -370,7 +374,7 @@ class Fitted(ABC, Generic[M]):
             f"The data of this {type(self).__name__} were changed after it read them: {what}. It reads them as they "
             f"are now.{lost}"
         )
-        warnings.warn(message, DataWarning, stacklevel=4)
+        warn(message, DataWarning)
 
     @property
     def dataset(self) -> data_layer.Dataset:
@@ -439,7 +443,10 @@ class Fitted(ABC, Generic[M]):
         """One row per epoch over all runs, indexed by epoch.
 
         ``elbo_train`` and ``elbo_validation`` are *negative* evidence lower bounds per cell in nats, lower is better,
-        as in scvi-tools; ``reconstruction_loss_*`` and ``kl_local_*`` are their two parts; ``kl_weight`` and ``lr`` are
+        as in scvi-tools; ``reconstruction_loss_*`` and ``kl_local_*`` are their two parts. ``kl_global_*`` is
+        the negative log-prior of what belongs to no cell (see ``get_log_prior``), divided by the number of training
+        cells: nats per cell like its neighbours, and as ``train_loss`` counts it. It is not part of ``elbo_*``.
+        ``kl_weight`` and ``lr`` are
         the values at the end of the epoch; ``n_rollbacks`` counts steps undone because they were not finite;
         ``seconds`` is the time the epoch took.
         """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from countvi import data as data_layer
 from countvi import seeding
 from countvi.batch import PROTEIN
-from countvi.errors import DataWarning, shorten
+from countvi.errors import DataWarning, shorten, warn
 from countvi.estimators import mapping, minified, options, training
 from countvi.estimators.base import Estimator
 from countvi.estimators.build.totalvi import ROLES, TOTALVIOptions, TOTALVIStart, adversary_scale, build_totalvi
@@ -385,4 +384,4 @@ class TOTALVI(Estimator["TOTALVIModel"]):
                     f"and are taken as not measured there: {shorten(names)}. If these are true zeros, pass "
                     "override_missing_proteins=True; NaN, or a mask, says what was not measured without guessing."
                 )
-                warnings.warn(message, DataWarning, stacklevel=3)
+                warn(message, DataWarning)

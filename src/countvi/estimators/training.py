@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from countvi import query, seeding
+from countvi import ops, query, seeding
 from countvi.data import Dataset, Split
-from countvi.errors import NonFiniteError, OptionError, TrainingWarning
+from countvi.errors import NonFiniteError, OptionError, TrainingWarning, warn
 from countvi.estimators.loader import DatasetLoader
 from countvi.estimators.options import WHOLE
 from countvi.estimators.splits import SplitRequest, settle_split
@@ -149,7 +148,8 @@ def train(
         If training cannot be kept finite; names the first offending quantity, gene, cell and batch.
     """
     arguments = locals()
-    run(arguments.pop("self"), requested(self, **arguments))
+    with ops.quietly(not enable_progress_bar):
+        run(arguments.pop("self"), requested(self, **arguments))
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def run(model: Fitted, request: TrainRequest) -> None:
             "learned in them, and train() goes on from there. A run with checkpoint_dir=... can be resumed instead, to "
             "the end that it would have had."
         )
-        warnings.warn(message, TrainingWarning, stacklevel=3)
+        warn(message, TrainingWarning)
 
 
 def _bound(module: CountModel, dataset: Dataset, rows: np.ndarray) -> float:
@@ -321,7 +321,7 @@ def _check_convergence(before: float, after: float, rate: float) -> None:
             f"Training diverged: the evidence lower bound is {after:,.1f} nats per cell, and was {before:,.1f} before. "
             f"{advice}"
         )
-        warnings.warn(message, TrainingWarning, stacklevel=4)
+        warn(message, TrainingWarning)
 
 
 def fill_levels_without_data(model: CountModel, dataset: Dataset, rows: np.ndarray) -> None:
@@ -468,11 +468,9 @@ def _explain(error: NonFiniteStep, data: Dataset) -> str:
         where.append(f"batch {data.registry.columns[0].categories[at.batch_code]!r}")
     place = f" ({', '.join(where)})" if where else ""
     return (
-        f"Training stopped in epoch {error.epoch}: {at.quantity} is not finite{place}, and halving the "
-        "learning rate "
-        "repeatedly did not help. Look at the counts there; if they are right, train with a lower "
-        f"plan_kwargs={{'lr': ...}} or with "
-        "plan_kwargs={'gradient_clip_val': 10}."
+        f"Training stopped in epoch {error.epoch}: {at.quantity} is not finite{place}, and halving the learning rate "
+        "repeatedly did not help. Look at the counts there; if they are right, train with a lower plan_kwargs={'lr': "
+        "...} or with plan_kwargs={'gradient_clip_val': 10}."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from countvi import data as data_layer
 from countvi import files
 from countvi.batch import RNA
-from countvi.errors import DataWarning, FileFormatError, OptionError, shorten
+from countvi.errors import DataWarning, FileFormatError, OptionError, shorten, warn
 from countvi.estimators import persistence
 from countvi.estimators.base import Estimator
 from countvi.estimators.bounded import check_depth, shortly, whole
@@ -150,7 +149,7 @@ def _split_from_scvi(parts: list[Any], n_cells: int) -> data_layer.Split | None:
             "The training and held-out cells stored with this model do not fit the data given; train() will draw a "
             "new split."
         )
-        warnings.warn(message, DataWarning, stacklevel=4)
+        warn(message, DataWarning)
         return None
 
 

@@ -156,8 +156,8 @@ class CountLikelihood(Distribution, ABC):
         name = type(self).__name__
         if not isinstance(counts, CountBlock):
             message = (
-                f"{name}.log_prob expects a CountBlock; got {type(counts).__name__}."
-                " Pass CountBlock.from_dense(counts) for a dense tensor of shape (cells, genes)."
+                f"{name}.log_prob expects a CountBlock; got {type(counts).__name__}. Pass "
+                "CountBlock.from_dense(counts) for a dense tensor of shape (cells, genes)."
             )
             raise OptionError(message)
         # One cell's parameters do not stand for several: that would hide a batch that was cut wrongly.

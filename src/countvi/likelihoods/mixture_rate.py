@@ -58,6 +58,11 @@ class MixtureRate(CountRate):
         return self.log_background + self.log_alpha
 
     @property
+    def log_median_background(self) -> CellsGenes:
+        """Mean over the distribution of beta of the logarithm of the background mean."""
+        return self.loc if self.log_efficiency is None else self.loc + self.log_efficiency
+
+    @property
     def log_expected_background(self) -> CellsGenes:
         """Logarithm of the background mean, averaged over the distribution of beta rather than at its draw."""
         log_mean = self.loc + 0.5 * self.scale_of_log.square()

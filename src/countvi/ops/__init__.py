@@ -17,6 +17,7 @@ not the operation's and adds to what is stated: half a unit in the last place of
 
 from countvi.ops import likelihoods
 from countvi.ops._backend import active_backend, backend
+from countvi.ops._notice import quietly
 from countvi.ops.affine import Affine
 from countvi.ops.indexed import Indexed
 from countvi.ops.likelihoods import *  # noqa: F403 - what it says is public
@@ -50,6 +51,7 @@ __all__ = [
     "log_rate",
     "log_scale",
     "non_negative_least_squares",
+    "quietly",
     "rectify",
     "scale",
     "sparse_linear",

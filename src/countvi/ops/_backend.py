@@ -20,7 +20,6 @@ from torch import Tensor
 
 from countvi.errors import OptionError, choose
 from countvi.ops import reference
-from countvi.ops._notice import noticed
 
 _NAMES = ("auto", "cpu", "reference")
 
@@ -100,7 +99,6 @@ def _kernels() -> ModuleType | None:
     if importlib.util.find_spec("numba") is None:
         return None
     try:
-        with noticed():
-            return importlib.import_module("countvi.ops.cpu")
+        return importlib.import_module("countvi.ops.cpu")
     except ImportError:  # a numba that does not fit this Python or numpy
         return None

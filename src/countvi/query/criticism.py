@@ -14,6 +14,7 @@ from countvi.batch import RNA
 from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, evaluation
 from countvi.query.draws import Stream, draw_runs, generator, sample_chunks
+from countvi.query.predictive import drawn_counts
 
 
 class Check(NamedTuple):
@@ -73,7 +74,7 @@ def predictive_check(
             by_cell.observe(observed, 1)
             for run, latents in draw_runs(model, q, source, sample_chunks(n_samples, 1, 1)):
                 likelihood = model.generate(latents, batch.design)[modality]
-                drawn = likelihood.sample(generator=source)[0].double()
+                drawn = drawn_counts(likelihood, source, modality)[0].double()
                 by_gene.predict(run.start, drawn, 0)
                 by_cell.predict(run.start, drawn, 1)
                 below += drawn < observed

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from countvi import seeding
 from countvi.batch import RNA, Batch, CountBlock, Design
+from countvi.errors import NonFiniteError
+from countvi.likelihoods.base import CountLikelihood
 from countvi.likelihoods.normal import Normal
 from countvi.models.count_model import CountModel
 from countvi.nn.latent import Given
@@ -70,7 +73,7 @@ def posterior_predictive(
             for run, latents in draw_runs(model, q, source, runs):
                 likelihoods = model.generate(latents, design)
                 for name, columns in features.items():
-                    counts = select(likelihoods[name].sample(generator=source), columns)
+                    counts = select(drawn_counts(likelihoods[name], source, name), columns)
                     if isinstance(likelihoods[name], Normal):
                         dense.add(name)
                     for sample, drawn in zip(range(run.start, run.stop), counts, strict=True):
@@ -81,6 +84,28 @@ def posterior_predictive(
         name: [np.concatenate(parts) if name in dense else stacked(parts) for parts in samples]
         for name, samples in blocks.items()
     }
+
+
+def drawn_counts(likelihood: CountLikelihood, source: torch.Generator, modality: str) -> Tensor:
+    """Draw counts, or say which feature has a distribution that nothing can be drawn from.
+
+    Raises
+    ------
+    NonFiniteError
+        If a mean or dispersion is not finite, as after a training that diverged.
+    """
+    try:
+        return likelihood.sample(generator=source)
+    except RuntimeError as error:
+        for name, values in likelihood.parameters().items():
+            bad = (~torch.isfinite(values)).reshape(-1, values.shape[-1]).any(0).nonzero()
+            if len(bad):
+                message = (
+                    f"No counts can be drawn: the {name} of {len(bad):,} features of {modality!r} is not finite, first "
+                    f"in column {int(bad[0])} (from 0). Training diverged; train anew with a lower learning rate."
+                )
+                raise NonFiniteError(message) from error
+        raise
 
 
 def likelihood_parameters(

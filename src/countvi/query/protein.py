@@ -16,6 +16,7 @@ from countvi.likelihoods.mixture_rate import MixtureRate
 from countvi.models.count_model import CountModel
 from countvi.query.cells import Cells, select
 from countvi.query.draws import Counterfactual, Stream, generator, summed
+from countvi.query.shares import expected_shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,8 @@ class Denoised:
         Draw whether each count is background from this stream, instead of weighting by the probability; ``None`` for
         the probability.
     exact
-        Average over the background :math:`\beta` given z, rather than take its draw.
+        Average over the background :math:`\beta` given z, rather than take its draw. With ``normalise``, the average is
+        that of the quotient.
     """
 
     background: bool = False
@@ -50,6 +52,10 @@ class Denoised:
             own = 1.0 - pi
         else:
             own = rate.foreground_probability
+        if self.exact and self.normalise:
+            factor = own * rate.log_alpha.exp() + (pi if self.background else 0.0)
+            # An efficiency is the same for all draws of the background, so it belongs to the mean of the logarithm.
+            return expected_shares(rate.log_median_background + factor.log(), rate.scale_of_log)
         values = own * (log_low + rate.log_alpha).exp()
         if self.background:
             values = values + pi * log_low.exp()

@@ -7,7 +7,6 @@ whole epoch, and nothing is read back before the epoch's end.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from countvi.errors import TrainingWarning
+from countvi.errors import TrainingWarning, warn
 from countvi.train.history import EpochSums
 from countvi.train.layout import ContiguousParameters
 from countvi.train.loss import LossModule, StepInput
@@ -157,7 +156,7 @@ class CudaGraphSteps:
             self._record = False
             reason = str(error).strip().splitlines()[0]
             message = f"Steps are taken one by one, as they cannot be recorded as a CUDA graph here: {reason}"
-            warnings.warn(message, TrainingWarning, stacklevel=2)
+            warn(message, TrainingWarning)
             return lambda: self._work(size)
         self._pool = graph.pool()
         return graph.replay

@@ -52,8 +52,14 @@ class EpochSums:
         self.n_cells += n_cells
         self.loss += loss * n_cells
 
-    def means(self) -> dict[str, float]:
-        """Mean of each term over cells, in nats; lower is better for each."""
+    def means(self, n_training: int) -> dict[str, float]:
+        """Mean of each term over cells, in nats; lower is better for each.
+
+        Parameters
+        ----------
+        n_training
+            Number of training cells, over which the loss spreads what belongs to no cell.
+        """
         assert self.totals is not None, "a mean over no cells"
         means = dict(zip(self.names, (self.totals.double() / self.n_cells).tolist(), strict=True))
         errors = {name.removeprefix(_LOG_LIK): -v for name, v in means.items() if name.startswith(_LOG_LIK)}
@@ -63,7 +69,7 @@ class EpochSums:
         if len(errors) > 1:
             out |= {f"reconstruction_loss_{name}": value for name, value in errors.items()}
         if _LOG_PRIOR in means:
-            out["kl_global"] = -means[_LOG_PRIOR]
+            out["kl_global"] = -means[_LOG_PRIOR] / n_training
         if _PENALTY in means:
             out["penalty"] = means[_PENALTY]
         return out | {"loss": self.loss / self.n_cells}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from countvi import seeding
 from countvi.batch import Batch
-from countvi.errors import TrainingWarning, choose
+from countvi.errors import TrainingWarning, choose, warn
 from countvi.models.count_model import CountModel
 from countvi.models.objective import Objective
 from countvi.train.callbacks import Callback, Progress
@@ -379,7 +378,7 @@ class _Run:
             sums.totals = self._sum(nothing if sums.totals is None else sums.totals.double())
             cells_and_loss = self._sum(torch.tensor([sums.n_cells, sums.loss], dtype=torch.float64).to(nothing))
             sums.n_cells, sums.loss = int(cells_and_loss[0]), float(cells_and_loss[1])
-        return sums.means() if sums.n_cells else {"loss": math.nan, "elbo": math.nan}
+        return sums.means(self.loader.n_train) if sums.n_cells else {"loss": math.nan, "elbo": math.nan}
 
     def _all_agree(self, finite: bool) -> bool:
         if self.world == 1:
@@ -408,7 +407,7 @@ class _Run:
             f"No checkpoint could be written to {folder} after epoch {self.state.epochs_done} ({error}). Training goes "
             "on, and tries again after every epoch; a run that is cut off resumes from the last one written, if any."
         )
-        warnings.warn(message, TrainingWarning, stacklevel=2)
+        warn(message, TrainingWarning)
 
     def _call(self, hook: str, progress: Progress) -> None:
         for callback in self.callbacks:
@@ -422,4 +421,4 @@ class _Run:
                 f"weight ends at {self.kl_weight(total - 1):.2f}. Leave n_epochs_kl_warmup and n_steps_kl_warmup out "
                 f"to warm up over the first {self.plan.kl_warmup_fraction:.0%} of the run."
             )
-            warnings.warn(message, TrainingWarning, stacklevel=2)
+            warn(message, TrainingWarning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from countvi.train.callbacks import Callback, Progress
@@ -19,7 +20,9 @@ def progress_callback(enabled: bool) -> list[Callback]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    return [BarProgress(console)] if console.is_terminal or console.is_jupyter else [PlainProgress()]
+    # Without ipywidgets rich shows nothing in a notebook while a bar moves, and warns.
+    shown = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+    return [BarProgress(console)] if shown else [PlainProgress()]
 
 
 def _elbo_text(progress: Progress) -> str:
@@ -58,7 +61,8 @@ class BarProgress(Callback):
         self._bar.update(self._task, completed=progress.epochs_done, elbo=_elbo_text(progress))
 
     def on_train_end(self, progress: Progress) -> None:
-        """Leave the bar as it is."""
+        """Draw the bar where it is, and leave it."""
+        self._bar.refresh()  # a notebook is not drawn once more when the bar stops
         self._bar.stop()
 
 

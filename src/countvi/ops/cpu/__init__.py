@@ -3,7 +3,6 @@
 import importlib
 from typing import Any
 
-from countvi.ops._notice import noticed
 from countvi.ops.cpu.first_layer import sparse_linear
 from countvi.ops.cpu.product import linear
 
@@ -27,7 +26,6 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    with noticed():
-        operation = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    operation = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = operation
     return operation

@@ -18,6 +18,8 @@ from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from countvi.ops._notice import noticed
+
 # Not `nnan` and `ninf`: with them the compiler may assume that a result is finite, and drop the check that it is.
 _RELAXED = frozenset({"contract", "reassoc", "arcp", "nsz"})
 # Where rounding is put to use, or a product may overflow, the order must stay as it is written.
@@ -48,11 +50,13 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a C function of the job's address, kept on disk where that can be."""
     options = {"fastmath": set(_STRICT), "error_model": "numpy"}
-    try:
-        return cfunc(types.void(types.voidptr), cache=True, **options)(function)
-    except Exception:
-        # No place to write to, or something there that cannot be read: whatever ails the cache, it can be done without.
-        return cfunc(types.void(types.voidptr), **options)(function)
+    with noticed():
+        try:
+            return cfunc(types.void(types.voidptr), cache=True, **options)(function)
+        except Exception:
+            # No place to write to, or something there that cannot be read: whatever ails the cache, it can be done
+            # without.
+            return cfunc(types.void(types.voidptr), **options)(function)
 
 
 def digest() -> int:

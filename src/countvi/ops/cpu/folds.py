@@ -21,8 +21,8 @@ from countvi.ops.cpu.pointers import matrix, sums, vector
 from countvi.ops.reference.folds import FoldChanges
 
 JOB = job_type(
-    "pairs columns stride_first stride_second tasks first second pseudocounts delta effects "
-    "up down mean_first mean_second mean deviation"
+    "pairs columns stride_first stride_second tasks first second pseudocounts delta effects up down mean_first "
+    "mean_second mean deviation"
 )
 
 _LOG2_E = np.float32(1.4426950408889634)

@@ -3,6 +3,9 @@
 Two OpenMP runtimes in one process wait for work by spinning, each on all cores, and bring each other to a halt. So the
 kernels join the one that torch has loaded, where it is GNU's, whose entry point ``GOMP_parallel`` is stable. Elsewhere
 a pool of Python threads calls the kernel, with the lock of the interpreter released.
+
+The threads of OpenMP do not survive a fork, and a child that asks for them waits forever: there, kernels run on one
+thread. torch's own operations wait in the same way: call ``torch.set_num_threads(1)`` in the child, or use "spawn".
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 GRAIN = 16_384
 """Entries of a dense matrix that are worth a thread of their own."""
 
+_HOME = os.getpid()
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _Run = Callable[[int, int, int], None]
 
@@ -37,7 +41,7 @@ def run(address: int, job: np.ndarray, entries: int) -> None:
         How much work there is, in entries of a dense matrix.
     """
     threads = min(torch.get_num_threads(), max(1, entries // GRAIN))
-    if threads == 1:
+    if threads == 1 or (os.getpid() != _HOME and _runner() is not _python_threads):
         _kernel(address)(job.ctypes.data)
     else:
         _runner()(address, job.ctypes.data, threads)
