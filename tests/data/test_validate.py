@@ -227,5 +227,5 @@ def test_no_counts_at_all() -> None:
     adata = anndata.AnnData(zeros)
     adata.layers["raw"] = np.ones((40, 12), dtype=np.float32)
     countvi.SCVI.setup_anndata(adata)
-    with pytest.raises(DataError, match=r"adata\.X has no counts: all are zero.*pass layer='raw'"):
+    with pytest.warns(DataWarning, match=r"adata\.X has no counts: all are zero.*pass layer='raw'"):
         countvi.SCVI(adata)

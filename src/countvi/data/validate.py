@@ -188,7 +188,8 @@ def check_counts(
         raise DataError(message)
     if summary.n_measured and modality.gaps is None and not summary.maximum and not summary.n_negative:
         message = f"{where} has no counts: all are zero. {_advice(data, modality)}"
-        raise DataError(message)
+        warn(message, DataWarning)
+        return
     if summary.n_fractional and not allow_fractional:
         shape = "and looks log-transformed " if summary.looks_log_transformed else ""
         message = (

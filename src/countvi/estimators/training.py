@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from countvi.estimators.state import Fitted
 
 
-_WORSE = 0.1
-"""Share of the bound by which it is worse after a run that diverged; one of few steps may lose a little."""
+_WORSE = 1.0
+"""Share of the bound by which it is worse after a run that diverged; one of few steps may lose some."""
 _LONG = 200
 """Characters of an option's value beyond which a checkpoint keeps a digest of it."""
 _PROBED = 256
