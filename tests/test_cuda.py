@@ -68,7 +68,7 @@ def ambient(n_batches: int = 2) -> countvi.AmbientRegularizedSCVI:
 
 
 def multimodal() -> countvi.RegularizedMultimodalVI:
-    mudata = pytest.importorskip("mudata")
+    mudata = pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
     with mudata.set_options(pull_on_update=False):
         second = cells()[40:].copy()
         second.var_names = [f"p{i}" for i in range(N_GENES)]

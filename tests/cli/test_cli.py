@@ -237,7 +237,7 @@ def test_a_device_that_is_not_there_is_said(cells, tmp_path, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_the_lines_it_suggests_run(cells, tmp_path, capsys):
-    pytest.importorskip("scanpy")
+    pytest.importorskip("scanpy", reason="needs the optional package: pip install 'countvi[demo]'")
     assert run("train", "scvi", cells, "--out", tmp_path / "run", "--batch-key", "donor", *SMALL) == 0
     lines = capsys.readouterr().out.split("Next, in Python:\n")[1].splitlines()
     for call in ("countvi.SCVI.load(", "sc.pp.neighbors(", "get_normalized_expression("):

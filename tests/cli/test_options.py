@@ -235,7 +235,7 @@ def test_condscvi(cells: Path, tmp_path: Path) -> None:
 
 
 def test_totalvi_of_a_mudata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mudata = pytest.importorskip("mudata")
+    mudata = pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
     rng, names = np.random.default_rng(0), [f"c{i}" for i in range(40)]
     rna = anndata.AnnData(sp.csr_matrix(rng.poisson(2.0, (40, 12)).astype(np.float32)), obs=pd.DataFrame(index=names))
     protein = anndata.AnnData(rng.poisson(9.0, (40, 3)).astype(np.float32), obs=pd.DataFrame(index=names))

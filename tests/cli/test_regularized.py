@@ -40,7 +40,7 @@ def cells(tmp_path) -> Path:
 
 @pytest.fixture
 def multiome(tmp_path) -> Path:
-    mudata = pytest.importorskip("mudata")
+    mudata = pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
     rna, atac = draw(20, 0), draw(15, 1)
     atac.var_names = [f"chr1:{i}-{i + 1}" for i in range(15)]
     with mudata.set_options(pull_on_update=False):

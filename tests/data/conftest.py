@@ -178,6 +178,6 @@ def make_atac(n_peaks: int = 7) -> anndata.AnnData:
 @pytest.fixture
 def mdata() -> Any:
     """23 cells of RNA and 7 of ATAC, 5 of them shared; covariates lie in the modalities."""
-    mudata = pytest.importorskip("mudata")
+    mudata = pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
     with mudata.set_options(pull_on_update=False):
         return mudata.MuData({"rna": make_adata(), "atac": make_atac()})

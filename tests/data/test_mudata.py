@@ -28,7 +28,7 @@ from countvi.data import (
 )
 from countvi.errors import DataError, DataWarning, MismatchError, OptionError, UnknownNameError
 
-mudata = pytest.importorskip("mudata")
+mudata = pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
 
 
 @pytest.fixture(autouse=True)

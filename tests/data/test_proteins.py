@@ -201,7 +201,7 @@ def test_proteins_of_which_nothing_is_known(adata, counts):
 
 @pytest.fixture
 def mdata(adata, counts):
-    mudata = pytest.importorskip("mudata")
+    mudata = pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
     protein = anndata.AnnData(counts[2:], obs=pd.DataFrame(index=adata.obs_names[2:]), var=pd.DataFrame(index=NAMES))
     protein.layers["raw"] = counts[2:]
     protein.layers["seen"] = np.random.default_rng(2).random((N_CELLS - 2, 4)) < 0.7
@@ -232,7 +232,7 @@ def test_layers_masks_and_columns_of_modalities(mdata, counts):
 
 
 def test_mudata_that_cannot_be_set_up(mdata, adata):
-    mudata = pytest.importorskip("mudata")
+    mudata = pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
     with pytest.raises(OptionError, match="no argument 'rna'"):
         set_up_proteins(mdata, **BATCH, modalities={"rna": "rna"})
     with pytest.raises(UnknownNameError, match="'adt'"):

@@ -182,7 +182,7 @@ def test_empty_cells_and_genes(adata: anndata.AnnData, location: str) -> None:
     where = "adata.X" if location == "X" else "adata.layers['counts']"
     assert f"4 of 23 cells have no counts in {where}" in texts[0]
     assert f"2 of 11 genes have no counts in {where}" in texts[1]
-    sc = pytest.importorskip("scanpy")
+    sc = pytest.importorskip("scanpy", reason="needs the optional package: pip install 'countvi[demo]'")
     scope = {"adata": adata.copy(), "np": np, "sc": sc}
     for text in texts:
         exec(text.split("`")[1], scope)  # the advice must run
@@ -204,7 +204,7 @@ def test_names_with_odd_types() -> None:
 @pytest.mark.parametrize("model", [countvi.TOTALVI, countvi.RegularizedMultimodalVI])
 def test_cells_of_a_mosaic_without_rna_are_counted(model: Any) -> None:
     """Zeros that stand for what was not measured."""
-    mudata = pytest.importorskip("mudata")
+    mudata = pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
     rng = np.random.default_rng(0)
     rna, protein = (anndata.AnnData(rng.poisson(3.0, (40, n)).astype(np.float32) + 1) for n in (12, 4))
     protein.var_names = [f"P{i}" for i in range(4)]

@@ -16,7 +16,7 @@ from tests.estimators.regularized import QUIET, SETUPS, SMALL, make_atac, make_m
 import countvi
 from countvi.errors import DataError, DataWarning, FileFormatError, NotSetUpError, OptionError, UnknownNameError
 
-mudata = pytest.importorskip("mudata")
+mudata = pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
 Model = countvi.RegularizedMultimodalVI
 
 MODES: dict[str, dict[str, Any]] = {

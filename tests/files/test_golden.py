@@ -46,7 +46,7 @@ def expected(name, maker) -> dict[str, np.ndarray]:
 @pytest.fixture
 def model(name, maker) -> Any:
     if name.startswith("multimodal"):
-        pytest.importorskip("mudata")
+        pytest.importorskip("mudata", reason="needs the optional package: pip install 'countvi[multimodal]'")
     saved = json.loads((maker.GOLDEN / name / MANIFEST_FILE).read_text())
     data = maker.golden_data()
     data = maker.of_both(data) if name.startswith("multimodal") else data

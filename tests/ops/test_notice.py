@@ -36,7 +36,7 @@ def test_silence_on_request(tmp_path) -> None:
     assert _said(tmp_path / "kernels", True) == ""
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no os.fork")
 def test_a_forked_child_does_not_wait_for_threads_it_has_not() -> None:
     code = """
 import os, sys, torch

@@ -397,14 +397,26 @@ class Fitted(ABC, Generic[M]):
         return None if self.bound is None or self.bound.stored is not None else self.bound
 
     def container(self, adata: Container | None) -> Container:
-        """Return the data given, or those of the model."""
+        """Return the data given, or those of the model.
+
+        Parameters
+        ----------
+        adata
+            Data; ``None`` for those of the model.
+        """
         if adata is not None:
             return adata
         assert self.dataset is not None
         return self.adata
 
     def dataset_of(self, adata: Container | None) -> data_layer.Dataset:
-        """Return the data given, or those of the model, as the model reads them."""
+        """Return the data given, or those of the model, as the model reads them.
+
+        Parameters
+        ----------
+        adata
+            Data; ``None`` for those of the model.
+        """
         return self.dataset if adata is None or adata is self.adata else self._bind(adata)
 
     def view(self, adata: Container | None = None, indices: Indices = None, batch_size: int | None = None) -> View:

@@ -20,7 +20,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.ops import Link
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the kernels need numba, which some platforms lack")
 
 THETA = (1e-4, 0.02, 0.9, 7.5, 130.0, 1e5, 1e8)
 MU = (1e-6, 0.03, 0.9, 1.1, 8.0, 400.0, 1e6)

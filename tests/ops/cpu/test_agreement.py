@@ -28,7 +28,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.ops import Link
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the kernels need numba, which some platforms lack")
 
 SHAPES = [(1, 1), (1, 50), (50, 1), (41, 401), (128, 2000), (3, 20011)]
 CASES = pytest.mark.parametrize("case", COUNT_CASES, ids=str)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.ops.cpu.fresh import EVERYTHING, SRC, run_fresh
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the kernels need numba, which some platforms lack")
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,9 @@ from countvi.batch import CountBlock
 from countvi.errors import OptionError
 from countvi.ops import Link
 
-needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba")
+needs_numba = pytest.mark.skipif(
+    importlib.util.find_spec("numba") is None, reason="the kernels need numba, which some platforms lack"
+)
 
 STAGES = f"""
 import sys

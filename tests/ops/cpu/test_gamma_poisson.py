@@ -12,7 +12,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.ops import Indexed
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the kernels need numba, which some platforms lack")
 
 # Relative to the largest entry of each result: eight roundings in float32 on the way to a slope, and one in each logit.
 TOLERANCE = 1e-6

@@ -10,7 +10,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.ops import Indexed
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the kernels need numba, which some platforms lack")
 
 CELLS, GENES, HIDDEN = 13, 37, 5
 # Relative to the largest entry of each result: roundings in float32, and sums over genes and cells.

@@ -15,7 +15,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.errors import OptionError
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the kernels need numba, which some platforms lack")
 
 # Both compute in float64: the rounding of each result, and the float64 of sums as large as 1e6.
 RELATIVE, FLOOR = 2e-7, 1e-8

@@ -19,7 +19,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.ops import Link
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the kernels need numba, which some platforms lack")
 
 CASES = pytest.mark.parametrize("case", COUNT_CASES, ids=str)
 EVERY_LINK = pytest.mark.parametrize("link", LINKS)

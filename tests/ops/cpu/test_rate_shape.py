@@ -13,7 +13,7 @@ from countvi import ops
 from countvi.batch import CountBlock
 from countvi.ops import Affine
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the kernels need numba, which some platforms lack")
 
 # Relative to the largest entry of each result: some roundings in float32 on the way to a slope.
 TOLERANCE = 1e-6

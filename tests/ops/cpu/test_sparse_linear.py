@@ -15,7 +15,7 @@ from torch import Tensor
 from countvi import ops
 from countvi.batch import CountBlock
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", reason="the kernels need numba, which some platforms lack")
 
 SHAPES = [(1, 1, 1), (1, 50, 3), (50, 1, 7), (41, 401, 10), (128, 2000, 128), (3, 20011, 16), (5, 9, 257)]
 UNIT = 2.0**-24
